@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from vicort.benchmarks.cpu import picture
+from vicort.benchmarks.evaluation import reliability_picture
 from vicort.benchmarks.studies import camera_picture
 from vicort.benchmarks.systems import pictures
 
@@ -17,6 +18,7 @@ PAINTERS = {
     "bench-migration": ("bench.json", pictures.draw_migration),
     "bench-cap": ("bench.json", pictures.draw_cap),
     "camera": ("camera.json", camera_picture.draw),
+    "calibration": ("calibration.json", reliability_picture.draw),
 }
 
 

@@ -16,6 +16,9 @@ extern int embedded_ask_stream(char *error, vicort_session *session, const char 
                                void *user_data, vicort_answer *answer);
 extern int embedded_ask_between(char *error, vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
                                 vicort_token_callback on_token, void *user_data, vicort_answer *answer);
+extern int embedded_ask_constrained(char *error, vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                                    const vicort_constraint *constraint, vicort_token_callback on_token, void *user_data,
+                                    double *probabilities, vicort_answer *answer);
 extern int embedded_get_stats(char *error, vicort_session *session, vicort_stats *stats);
 extern int embedded_close(char *error, vicort_session *session);
 extern int embedded_close_all(char *error);

@@ -19,8 +19,9 @@ from _vicort_capi import ffi, lib
 
 from vicort.runtime import errors
 from vicort.runtime import shared_session as shared
-from vicort.runtime.core import Freshness, Sampling
+from vicort.runtime.core import Constraint, Freshness, Sampling
 from vicort.runtime.devices.surface import Surface, to_rgb
+from vicort.runtime.language.constraints import MAX_CHOICES
 from vicort.runtime.language.token_choice import TokenChoice
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import backend_of
@@ -368,21 +369,72 @@ def ask_between(
     user_data: Any,
     facts: Any,
 ) -> None:
-    limits = {
-        "since_us": None if since_us == -(2**63) else since_us,
-        "until_us": None if until_us == 2**63 - 1 else until_us,
-    }
+    limits = time_limits(since_us, until_us)
     ask_in_pieces(handle, question, on_token, user_data, facts, **limits)
 
 
-def ask_in_pieces(
-    handle: Any, question: Any, on_token: Any, user_data: Any, facts: Any, **limits: int | None
+@embedded
+def ask_constrained(
+    handle: Any,
+    question: Any,
+    since_us: int,
+    until_us: int,
+    constraint: Any,
+    on_token: Any,
+    user_data: Any,
+    probabilities: Any,
+    facts: Any,
 ) -> None:
+    limit = read_constraint(constraint) if constraint else None
+    timed = ask_in_pieces(
+        handle,
+        question,
+        on_token,
+        user_data,
+        facts,
+        constraint=limit,
+        **time_limits(since_us, until_us),
+    )
+    if probabilities and limit is not None:
+        for place, choice in enumerate(limit.choices):
+            probabilities[place] = (timed.answer.choices or {}).get(choice, 0.0)
+
+
+def time_limits(since_us: int, until_us: int) -> dict[str, int | None]:
+    """Of a question: the ends of int64 are none."""
+    return {
+        "since_us": None if since_us == -(2**63) else since_us,
+        "until_us": None if until_us == 2**63 - 1 else until_us,
+    }
+
+
+def read_constraint(constraint: Any) -> Constraint:
+    """Raises QuestionError for what is none; the session checks the texts."""
+    if constraint.choice_count > MAX_CHOICES:
+        raise errors.QuestionError(f"{constraint.choice_count} choices: give at most {MAX_CHOICES}")
+    choices = [constraint.choices[place] for place in range(constraint.choice_count)]
+    for place, choice in enumerate(choices):
+        if not choice:
+            raise ArgumentError(f"choice {place} is null: give choice_count texts")
+    texts = {
+        name: read_text(text, name) if (text := getattr(constraint, name)) else None
+        for name in ("regex", "json_schema", "lark")
+    }
+    return Constraint(tuple(read_text(choice, "a choice") for choice in choices), **texts)
+
+
+def ask_in_pieces(
+    handle: Any, question: Any, on_token: Any, user_data: Any, facts: Any, **options: Any
+) -> shared.TimedAnswer:
+    """options: as of `SharedSession.ask`."""
+
     def give(piece: str) -> bool:
         whole = piece.encode(errors="replace")
         return on_token(user_data, ffi.from_buffer(whole + b"\0"), len(whole)) == 0
 
-    write_facts(facts, session_of(handle).ask(read_text(question, "question"), give, **limits))
+    timed = session_of(handle).ask(read_text(question, "question"), give, **options)
+    write_facts(facts, timed)
+    return timed
 
 
 def write_facts(facts: Any, timed: shared.TimedAnswer) -> None:
@@ -390,6 +442,10 @@ def write_facts(facts: Any, timed: shared.TimedAnswer) -> None:
         facts.at_us = timed.at_us
         facts.seen_until_us = timed.seen_until_us
         facts.ttft_ms = timed.answer.ttft_ms
+        facts.probability = timed.answer.probability
+        facts.first_probability = timed.answer.first_probability
+        facts.outside = timed.answer.outside or 0.0
+        facts.complete = timed.answer.complete
         facts.tokens = timed.answer.tokens
         facts.pages = timed.answer.pages
 

@@ -321,6 +321,16 @@ int vicort_ask_between(vicort_session *session, const char *question, int64_t si
     HAND_OVER(embedded_ask_between, session, question, since_us, until_us, on_token, user_data, answer);
 }
 
+int vicort_ask_constrained(vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                           const vicort_constraint *constraint, vicort_token_callback on_token, void *user_data,
+                           double *probabilities, vicort_answer *answer) {
+    NEED_SESSION(session);
+    NEED(question);
+    NEED(on_token);
+    if (constraint && constraint->choice_count) NEED(constraint->choices);
+    HAND_OVER(embedded_ask_constrained, session, question, since_us, until_us, constraint, on_token, user_data, probabilities, answer);
+}
+
 int vicort_get_stats(vicort_session *session, vicort_stats *stats) {
     NEED_SESSION(session);
     NEED(stats);

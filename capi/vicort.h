@@ -35,7 +35,7 @@ extern "C" {
 #endif
 
 /* Incremented when a structure, a function or a code of this header changes. vicort_open rejects other versions. */
-#define VICORT_ABI_VERSION 3u
+#define VICORT_ABI_VERSION 4u
 
 typedef enum vicort_status {
     VICORT_OK = 0,
@@ -95,9 +95,23 @@ typedef struct vicort_answer {
     int64_t at_us;         /* time of the question: that of the newest pushed frame, on the caller's clock */
     int64_t seen_until_us; /* time of the newest frame that the answer could see; 0 before the first one */
     double ttft_ms;        /* from the question to the first token */
+    double probability;    /* as the model gives it before any constraint: the geometric mean over the answer's tokens */
+    double first_probability; /* of the answer's first token */
+    double outside;        /* of a question with choices: the probability of all other texts; else 0 */
     int32_t tokens;
     int32_t pages;         /* video pages that the answer could see */
+    int32_t complete;      /* 1: the answer came to its end; 0: vicort_params.max_tokens cut it, or it cannot fulfil its constraint */
 } vicort_answer;
+
+/* What the text of an answer may be. Exactly one of choices, regex, json_schema and lark is given, the others are zero. Strings are
+ * UTF-8 and copied by the call; at most 65,536 characters each. */
+typedef struct vicort_constraint {
+    const char *const *choices; /* the answer is one of these texts, the most probable one where it is not sampled */
+    size_t choice_count;        /* 1 to 256 */
+    const char *regex;          /* the whole answer matches it; in the syntax of Rust's regex crate */
+    const char *json_schema;    /* JSON text of a schema that the answer, which is JSON, obeys */
+    const char *lark;           /* a grammar in the syntax of Lark, as llguidance reads it */
+} vicort_constraint;
 
 typedef struct vicort_stats {
     uint64_t frames;  /* frames that entered the pipeline, after sampling */
@@ -203,6 +217,16 @@ int vicort_ask_stream(vicort_session *session, const char *question, vicort_toke
  * ends before it begins, or before the first frame. */
 int vicort_ask_between(vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
                        vicort_token_callback on_token, void *user_data, vicort_answer *answer);
+
+/* Ask as vicort_ask_between does, for an answer whose text is limited; `constraint` may be NULL, for none. `probabilities` receives
+ * one number for each choice, in their order: how probable the model finds that answer, given that it is one of them, so that their
+ * sum is 1. It may be NULL, and is not written without choices. `answer` may be NULL. Where `answer->complete` is 0, the text is a
+ * beginning only. The errors of vicort_ask_between; QUESTION also for a constraint that is refused, such as a choice that the model
+ * cannot write. The first call with another constraint than choices prepares the tokenizer, which takes about a second for a
+ * vocabulary of 150,000 tokens. */
+int vicort_ask_constrained(vicort_session *session, const char *question, int64_t since_us, int64_t until_us,
+                           const vicort_constraint *constraint, vicort_token_callback on_token, void *user_data,
+                           double *probabilities, vicort_answer *answer);
 
 /* Statistics of the stream so far. NULL, CLOSED. */
 int vicort_get_stats(vicort_session *session, vicort_stats *stats);

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "vicort.h"
 
@@ -50,6 +51,13 @@ struct Answer {
     std::string text;
     bool stopped = false; // the callback stopped it: `text` is the part before that, `facts` is empty
     vicort_answer facts{};
+    std::vector<double> probabilities; // of choices, in their order
+};
+
+/// What the text of an answer may be: one of these, as vicort_constraint.
+struct Constraint {
+    std::vector<std::string> choices;
+    std::string regex, json_schema, lark;
 };
 
 class Session {
@@ -112,6 +120,22 @@ public:
         if (call.thrown) std::rethrow_exception(call.thrown);
         call.answer.stopped = code == VICORT_E_STOPPED;
         if (!call.answer.stopped) check(code);
+        return std::move(call.answer);
+    }
+
+    /// An answer whose text is limited, as vicort_ask_constrained.
+    Answer ask_constrained(const std::string &question, const Constraint &constraint, std::int64_t since_us = INT64_MIN,
+                           std::int64_t until_us = INT64_MAX) {
+        std::vector<const char *> choices;
+        for (const std::string &choice : constraint.choices) choices.push_back(choice.c_str());
+        const auto given = [](const std::string &text) { return text.empty() ? nullptr : text.c_str(); };
+        const vicort_constraint limit = {choices.data(), choices.size(), given(constraint.regex), given(constraint.json_schema),
+                                         given(constraint.lark)};
+        const auto ignore = [](std::string_view) {};
+        Call<const decltype(ignore)> call{ignore, {}, nullptr};
+        call.answer.probabilities.resize(choices.size());
+        check(vicort_ask_constrained(session_, question.c_str(), since_us, until_us, &limit, &decltype(call)::token, &call,
+                                     call.answer.probabilities.data(), &call.answer.facts));
         return std::move(call.answer);
     }
 

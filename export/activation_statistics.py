@@ -136,7 +136,8 @@ def run_language(language: LanguageModel, clip: CalibrationClip, features: Tenso
     where = torch.full((1, 1, 1, 1, 3), -1, dtype=torch.int32)
     table = torch.full((1, 1, 1, 1), -1, dtype=torch.int32)
     segment = torch.zeros(len(rows), dtype=torch.int32)
-    return language(rows, positions, segment, pool, where, table)
+    until, ends = torch.full_like(segment, len(rows)), torch.full_like(segment[:1], len(rows) - 1)
+    return language(rows, positions, segment, until, ends, pool, where, table)
 
 
 def _embedded(language: LanguageModel, tokens: np.ndarray) -> Tensor:

@@ -60,6 +60,7 @@ def attend(
     v: Tensor,
     pos: Tensor,
     segment: Tensor,
+    until: Tensor,
     pool: Tensor,
     where: Tensor,
     table: Tensor,
@@ -74,18 +75,21 @@ def attend(
 
     q: [C,Hq,D], k and v: [C,Hkv,D], float: the new tokens, not rotated. pos: [C,3] int32, (t, h, w)
     of each new token; a negative t marks a padding row. segment: [C] int32, 0 to S-1: which table a
-    new token reads. pool: [P,L,Hkv,2,T,D] float, or int8 with `scales`: cell (slot, layer, head)
-    holds T keys, not rotated, then T values. where: [P,L|1,Hkv|1,T,3] int32, (t, h, w) of each
-    cached token; a negative t marks an empty cell. table: [S,L|1,Hkv|1,N] int32, for each segment
-    the slots of the pool to read; -1 = none. scales: None, or [P,L,Hkv,2,T] float32: the keys and
-    values of a cached token are those of the pool times its scale. layer: which layer of the pool;
-    scale: of the scores; sections: three ints that sum to D/2; theta: base of the rotary
-    frequencies; interleaved: how axes are assigned to them, see `rotary_axis`.
+    new token reads. until: [C] int32, the first row after those that see a new token, more than its
+    own row; C or more = all later rows do. So the rows of a question are a block, and those of a
+    tree of texts, each node before what continues it, are blocks within blocks. pool:
+    [P,L,Hkv,2,T,D] float, or int8 with `scales`: cell (slot, layer, head) holds T keys, not
+    rotated, then T values. where: [P,L|1,Hkv|1,T,3] int32, (t, h, w) of each cached token; a
+    negative t marks an empty cell. table: [S,L|1,Hkv|1,N] int32, for each segment the slots of the
+    pool to read; -1 = none. scales: None, or [P,L,Hkv,2,T] float32: the keys and values of a cached
+    token are those of the pool times its scale. layer: which layer of the pool; scale: of the
+    scores; sections: three ints that sum to D/2; theta: base of the rotary frequencies;
+    interleaved: how axes are assigned to them, see `rotary_axis`.
 
     Returns [C,Hq,D] of q's dtype. A new token attends to the cached tokens of its segment's table,
-    to itself, and to the new tokens of its segment in earlier rows that are not padding. Empty
-    cells and padding rows are never attended to, even if they contain NaN. The output of a padding
-    row is zero. Products and softmax are in float32.
+    to itself, and to the new tokens of earlier rows that are not padding and whose `until` is after
+    its own row. Empty cells and padding rows are never attended to, even if they contain NaN. The
+    output of a padding row is zero. Products and softmax are in float32.
     """
     (rows, query_heads, dim), heads = q.shape, k.shape[1]
     real = pos[:, 0] >= 0  # [C]
@@ -104,7 +108,7 @@ def attend(
     mine = segment[:, None] == torch.arange(table.shape[0], device=q.device)  # [C,S]
     cached = (filled[:, None] & mine[None, :, :, None, None]).flatten(2)  # [Hkv,C,S*N*T]
     causal = torch.ones(rows, rows, dtype=torch.bool, device=q.device).tril() & real
-    causal = causal & (segment[:, None] == segment)
+    causal = causal & (torch.arange(rows, device=q.device)[:, None] < until)
     visible = torch.cat([cached, causal.expand(heads, -1, -1)], dim=-1)  # [Hkv,C,S*N*T+C]
 
     grouped = new_q.reshape(heads, query_heads // heads, rows, dim)
@@ -149,6 +153,7 @@ def _(
     v,
     pos,
     segment,
+    until,
     pool,
     where,
     table,

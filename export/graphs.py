@@ -27,6 +27,7 @@ from vicort.export import onnx_function
 from vicort.runtime.core import UNIT_FRAMES
 from vicort.runtime.manifest import (
     KV,
+    MAX_ENDS,
     Dimension,
     GraphName,
     GraphSpec,
@@ -113,6 +114,7 @@ def signatures(
         dimensions={"U": count, **of_chunk}
         | {name: bound for name, bound in sized.sizes.items() if name == "P"},
     )
+    ends = Dimension(min=1, opt=1, max=MAX_ENDS)
     language = GraphSpec(
         file=EXPANDED_FILE,
         attention_layers=model.layers,
@@ -120,13 +122,15 @@ def signatures(
             _spec("features", kind, "C", width),
             _spec("pos", "int32", "C", 3),
             _spec("segment", "int32", "C"),
+            _spec("until", "int32", "C"),
+            _spec("ends", "int32", "E"),
             _spec("pool", "int8" if kv == "int8" else kind, *vectors, model.head_dim),
             _spec("where", "int32", "P", "where_layers", "where_heads", model.page_tokens, 3),
             _spec("table", "int32", "S", "table_layers", "table_heads", "N"),
             *((_spec("scales", "float32", *vectors),) if kv == "int8" else ()),
         ),
         outputs=(
-            _spec("hidden", kind, 1, width),
+            _spec("hidden", kind, "E", width),
             _spec("k", kind, *new),
             _spec("v", kind, *new),
             _spec("q", "float32", model.layers, model.query_heads, model.head_dim),
@@ -141,6 +145,7 @@ def signatures(
         ),
         dimensions={
             "C": _up_to(model.max_rows),
+            "E": ends,
             "P": _up_to(MAX_PAGES),
             "N": _up_to(MAX_PAGES),
             "S": Dimension(min=1, opt=1, max=MAX_SEGMENTS),
@@ -152,9 +157,9 @@ def signatures(
     )
     head = GraphSpec(
         file="head.onnx",
-        inputs=(_spec("hidden", kind, 1, width),),
-        outputs=(_spec("logits", "float32", 1, model.vocabulary),),
-        dimensions={},
+        inputs=(_spec("hidden", kind, "E", width),),
+        outputs=(_spec("logits", "float32", "E", model.vocabulary),),
+        dimensions={"E": ends},
     )
     return {
         "vision": vision,

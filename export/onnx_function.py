@@ -25,7 +25,7 @@ DOMAIN = "vicort"
 NAME = "BoundedAttention"
 VERSION = 1
 OPSET = 21
-INPUTS = ("q", "k", "v", "pos", "segment", "pool", "where", "table")
+INPUTS = ("q", "k", "v", "pos", "segment", "until", "pool", "where", "table")
 SCALES = "scales"  # the last input where the pool is int8
 
 _vicort = onnxscript.values.Opset(DOMAIN, VERSION)
@@ -105,7 +105,7 @@ def AllTables(table):
 
 
 @onnxscript.script(_vicort, default_opset=op)
-def Visible(pos, segment, table, filled):
+def Visible(pos, segment, until, table, filled):
     """Which columns each new row may attend to, [A,R,C,S*N*T+C] bool, the cached tokens first; and
     which rows are not padding, [C] bool.
 
@@ -114,7 +114,8 @@ def Visible(pos, segment, table, filled):
     rows = op.Shape(pos, end=1)
     layers_heads = op.Shape(filled, end=2)
     tables = op.Shape(table, end=1)
-    none = op.CastLike(op.Constant(value_int=-2147483648), segment)  # no row's segment
+    # no row's segment, and before every row
+    none = op.CastLike(op.Constant(value_int=-2147483648), segment)
     number = op.CastLike(
         op.Range(op.Constant(value_int=0), op.Squeeze(tables), op.Constant(value_int=1)), segment
     )
@@ -134,7 +135,7 @@ def Visible(pos, segment, table, filled):
     row = op.Range(op.Constant(value_int=0), op.Squeeze(rows), op.Constant(value_int=1))
     causal = op.And(
         op.GreaterOrEqual(op.Unsqueeze(row, [1]), row),
-        op.Equal(op.Where(real, segment, none), mine),
+        op.Less(op.Unsqueeze(op.CastLike(row, until), [1]), op.Where(real, until, none)),
     )  # [C,C]
     new = op.Expand(causal, op.Concat(layers_heads, rows, rows, axis=0))
     return op.Concat(cached, new, axis=-1), real
@@ -170,6 +171,7 @@ def AttendTo(
     v,
     pos,
     segment,
+    until,
     where,
     table,
     cached_k,
@@ -188,7 +190,7 @@ def AttendTo(
 
     # The same for every layer.
     places, filled = PagePlaces(where, AllTables(table))
-    visible, real = Visible(pos, segment, table, filled)
+    visible, real = Visible(pos, segment, until, table, filled)
     # [C,1,D/2]
     new_angle = op.Unsqueeze(RotaryAngles(pos, sections, frequencies, interleaved), [1])
     new_cos, new_sin = op.Cos(new_angle), op.Sin(new_angle)
@@ -233,6 +235,7 @@ def BoundedAttention(
     v,
     pos,
     segment,
+    until,
     pool,
     where,
     table,
@@ -252,6 +255,7 @@ def BoundedAttention(
         v,
         pos,
         segment,
+        until,
         where,
         table,
         cached_k,
@@ -271,6 +275,7 @@ def BoundedAttentionInt8(
     v,
     pos,
     segment,
+    until,
     pool,
     where,
     table,
@@ -296,6 +301,7 @@ def BoundedAttentionInt8(
         v,
         pos,
         segment,
+        until,
         where,
         table,
         cached_k,
@@ -317,7 +323,10 @@ def register_schema() -> None:
     if onnx.defs.has(NAME, DOMAIN):
         return
     schema = onnx.defs.OpSchema
-    kinds = dict.fromkeys(("pos", "segment", "where", "table"), "I") | {"pool": "K", SCALES: "S"}
+    kinds = dict.fromkeys(("pos", "segment", "until", "where", "table"), "I") | {
+        "pool": "K",
+        SCALES: "S",
+    }
     types = schema.AttrType
     attributes = {
         "layer": types.INT,
@@ -364,6 +373,7 @@ def _to_onnx(
     v,
     pos,
     segment,
+    until,
     pool,
     where,
     table,
@@ -374,7 +384,7 @@ def _to_onnx(
     theta: float,
     interleaved: bool = False,
 ):
-    inputs = [q, k, v, pos, segment, pool, where, table]
+    inputs = [q, k, v, pos, segment, until, pool, where, table]
     return _vicort.BoundedAttention(
         *inputs,
         *([] if scales is None else [scales]),

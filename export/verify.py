@@ -189,8 +189,8 @@ def language_inputs(
     random: np.random.Generator,
     kv: KV = "float",
 ) -> Arrays:
-    """Random input of the language graph, with padding rows, empty cells and a slot of -1. kv: what
-    pages hold."""
+    """Random input of the language graph, with padding rows, empty cells and a slot of -1; where
+    there are enough rows, some are a branch that later rows do not see. kv: what pages hold."""
     cells = (pages, model.layers, model.kv_heads, 2, model.page_tokens, model.head_dim)
     pos = random.integers(0, model.max_position, (rows, 3))
     where = random.integers(0, model.max_position, (pages, 1, 1, model.page_tokens, 3))
@@ -198,6 +198,9 @@ def language_inputs(
     where[random.random(where.shape[:-1]) < 0.3] = -1
     table = random.permutation(pages)
     table[-1] = -1
+    until = np.full(rows, rows, np.int32)
+    until[rows // 4 : rows // 2] = rows // 2
+    real = np.flatnonzero(pos[:, 0] >= 0)
     features = random.standard_normal((rows, model.width), np.float32).astype(dtype)
     numbers = random.standard_normal(cells, np.float32)
     cached = (
@@ -209,6 +212,8 @@ def language_inputs(
         "features": features,
         "pos": pos.astype(np.int32),
         "segment": np.zeros(rows, np.int32),
+        "until": until,
+        "ends": real[sorted({len(real) // 2, len(real) - 1})].astype(np.int32),
         "where": where.astype(np.int32),
         "table": table[None, None, None].astype(np.int32),
         **cached,
@@ -216,8 +221,8 @@ def language_inputs(
 
 
 def head_inputs(model: ModelSpec, dtype: np.dtype, random: np.random.Generator) -> Arrays:
-    """Random input of the output head's graph."""
-    return {"hidden": random.standard_normal((1, model.width), np.float32).astype(dtype)}
+    """Random input of the output head's graph, of three rows."""
+    return {"hidden": random.standard_normal((3, model.width), np.float32).astype(dtype)}
 
 
 def grids(model: ModelSpec) -> list[Grid]:

@@ -7,11 +7,21 @@ TYPE_CHECKING = False  # typing's own takes longer to import than all else in th
 if TYPE_CHECKING:
     from typing import Any
 
-    from vicort.runtime.core import Answer, Frame, Question, Sampling
+    from vicort.runtime.alerts.alert_session import AlertSession
+    from vicort.runtime.core import Answer, Constraint, Frame, Question, Sampling
     from vicort.runtime.session import Session
     from vicort.runtime.sources import open_source
 
-__all__ = ["Answer", "Frame", "Question", "Sampling", "Session", "open_source"]
+__all__ = [
+    "AlertSession",
+    "Answer",
+    "Constraint",
+    "Frame",
+    "Question",
+    "Sampling",
+    "Session",
+    "open_source",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +29,11 @@ def __getattr__(name: str) -> Any:
     the video libraries."""
     from importlib import import_module
 
-    rooms = {"Session": "session", "open_source": "sources"}
+    rooms = {
+        "AlertSession": "alerts.alert_session",
+        "Session": "session",
+        "open_source": "sources",
+    }
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{rooms.get(name, 'core')}"), name)

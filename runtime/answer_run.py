@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from vicort.runtime.answering import Answerer, Snapshot
+from vicort.runtime.answer_report import Reading, answer_to, unasked
+from vicort.runtime.answering import Answerer, Snapshot, too_few_positions
 from vicort.runtime.asked_question import AskedQuestion
+from vicort.runtime.choice_answer import chosen
 from vicort.runtime.core import Answer, Page, WhyEmpty
 from vicort.runtime.devices.device import Array
-from vicort.runtime.errors import QuestionError
+from vicort.runtime.language.choice_tree import ChoiceTree, ScoredChoice, split
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageOutput, LanguageRun
 from vicort.runtime.language.prompt import StopText, TextStream
 from vicort.runtime.language.token_choice import TokenChoice, log_probability
+from vicort.runtime.language.token_report import TokenReport
+from vicort.runtime.manifest import MAX_ENDS
 from vicort.runtime.memory.layout import Layout
 from vicort.runtime.memory.long_term.protocols import Reader
 from vicort.runtime.memory.timeline import Timeline, text_positions
@@ -48,12 +52,17 @@ class AnswerRun:
         penalised = question.sampling.repetition_penalty not in (None, 1)
         context = shared.prompt.context(question.text, earlier) if penalised else ()
         self._choice = TokenChoice(question.sampling, context)
+        self._mask = shared.grammars.start(question.constraint)  # None = any token may come
+        self._token_report = TokenReport(shared.prompt, question.logprobs)
         unit_lengths = [unit.rows.shape[0] for unit in snapshot.deferred]
+        has_choices = question.constraint is not None and question.constraint.choices
+        self._choices = shared.choice_tree(question).choices if has_choices else ()
         text_length = len(self._suffix) + question.sampling.max_tokens
         self._layout = Layout.of([*unit_lengths, text_length], shared.model.page_tokens)
         self._log_probabilities: list[float] = []  # of the tokens so far
         self._rows = 0  # written so far
         self._stopped = False  # whether a stop text was found
+        self._complete = False  # whether the answer came to its end
         self._reader: Reader | None = None  # of long-term memory by layer and head
         self._appends = shared.memory.system.text.joins  # whether the answer stays in the stream
 
@@ -74,15 +83,22 @@ class AnswerRun:
                     self._lease = self._snapshot.wider
                     self._stream.run(self._prepare_in_stream, scratch).enqueued()
                     logits = self._prefill(run)
-                token = self._choice.choose(logits, ())
+                if self._choices:
+                    scores = self._score_choices(run, logits)
+                else:
+                    token = self._next_token(logits, ())
                 ttft = time.perf_counter_ns() - self._asked.since
-            self._log_probabilities.append(log_probability(logits, token))
-            tokens, text = self._generate(run, token)
+            if self._choices:
+                fields = self._choose(run, scores)
+            else:
+                self._report_token(logits, token)
+                fields = self._generated(*self._generate(run, token))
             if self._appends:
                 self._append_to_stream()
-            elif self._question.conversation is not None and text:  # a template skips empty turns
-                self._stream.run(self._keep_turn_in_stream, text).done()
-            return self._report(tokens, text, ttft)
+            elif self._question.conversation is not None and fields["text"]:
+                # a template skips empty turns
+                self._stream.run(self._keep_turn_in_stream, fields["text"]).done()
+            return self._report(ttft, fields)
         finally:
             if self._reader:
                 self._reader.release()
@@ -131,11 +147,7 @@ class AnswerRun:
             earlier = [(turn.question, turn.text) for turn in self._turns]
             self._suffix = self._shared.prompt.question(question.text, earlier)
             if len(self._suffix) >= room:
-                raise QuestionError(
-                    f"the question has {len(self._suffix)} tokens, and {max(room - 1, 0)} of the "
-                    f"model's {self._model.max_position} positions are free behind the video: ask "
-                    "a shorter one"
-                )
+                raise too_few_positions(len(self._suffix), room - 1, self._model)
             needed = min(len(self._suffix) + question.sampling.max_tokens, room)
             self._first_text = after_video
             if self._turns:
@@ -235,6 +247,44 @@ class AnswerRun:
             start += rows
         return pieces
 
+    def _score_choices(self, run: LanguageRun, logits: np.ndarray) -> list[ScoredChoice]:
+        """The choices after the question's text. logits: [V] after it."""
+        most = min(MAX_ENDS, self._model.max_rows)
+        first = logits[None].copy()  # the next run overwrites it
+        scores: list[ScoredChoice] = []
+        for tree in split(self._choices, most):
+            self._asked.check_wanted()
+            after = self._stream.run(self._tree_in_stream, run, tree).done()
+            every = np.concatenate([first, after])
+            scores += tree.scores(every, self._model.eos_tokens)
+        return scores
+
+    def _tree_in_stream(self, run: LanguageRun, tree: ChoiceTree) -> np.ndarray:
+        """[n,V] after each node of a tree, of which nothing is kept."""
+        stream, reader = self._stream, self._reader
+        with self._shared.clock.measure("question", stream, rows=len(tree)):
+            run(
+                tree.tokens,
+                [],
+                tree.positions(self._position(0)),
+                self._memory.table(self._table, reader.table if reader else None),
+                stream,
+                until=tree.until,
+                ends=range(len(tree)),
+            )
+            out = run.logits(stream)
+        return self._device.read(stream, out)[0][: len(tree)].copy()
+
+    def _choose(self, run: LanguageRun, scores: list[ScoredChoice]) -> dict[str, Any]:
+        """Give the chosen text out, and keep its keys and values where later turns see them."""
+        score, fields = chosen(self._question, scores, self._shared.calibration)
+        kept = self._appends or self._question.conversation is not None
+        ends = self._model.eos_tokens[:1] if self._appends else ()
+        for number, token in enumerate([*score.tokens, *ends] if kept else (), 1):
+            self._write(run, token, number)
+        self._asked.token(fields["text"])
+        return fields
+
     def _generate(self, run: LanguageRun, token: int) -> tuple[list[int], str]:
         """The answer's tokens and text, from its first token on."""
         model, text = self._model, TextStream(self._shared.prompt)
@@ -244,13 +294,16 @@ class AnswerRun:
         while token not in model.eos_tokens:
             self._asked.check_wanted()
             tokens.append(token)
+            if self._mask:
+                self._mask.accept(token)
             if piece := stop.add(text.add(token)):
                 self._asked.token(piece)
             if stop.found:
                 self._stopped = True
                 break
             is_last = (
-                len(tokens) == self._question.sampling.max_tokens
+                self._is_closed()
+                or len(tokens) == self._question.sampling.max_tokens
                 or self._position(len(tokens)) >= model.max_position
             )
             if is_last:
@@ -258,16 +311,39 @@ class AnswerRun:
             else:
                 logits = self._decode(run, token, len(tokens))
             written += 1
-            if is_last:
+            if is_last or self._is_closed():
                 break
-            token = self._choice.choose(logits, tokens)
-            self._log_probabilities.append(log_probability(logits, token))
-        ends = [token] if token in model.eos_tokens else list(model.eos_tokens[:1]) * stop.found
+            token = self._next_token(logits, tokens)
+            self._report_token(logits, token)
+        ended = token in model.eos_tokens
+        self._complete = ended or self._is_fulfilled(stop.found)
+        ends = [token] if ended else list(model.eos_tokens[:1]) * (stop.found or self._is_closed())
         if self._appends and ends:  # later chunks see that the answer has ended
             self._write(run, ends[0], written + 1)
         if piece := stop.add(text.finish()) + stop.finish():
             self._asked.token(piece)
         return tokens, stop.text
+
+    def _next_token(self, logits: np.ndarray, tokens: Sequence[int]) -> int:
+        """The answer's next token. logits: [V]; tokens: those before it."""
+        allowed = self._mask.allowed() if self._mask else None
+        return self._choice.choose(logits, tokens, allowed)
+
+    def _report_token(self, logits: np.ndarray, token: int) -> None:
+        """Note how probable the model found a token, whatever limits the answer."""
+        self._log_probabilities.append(log_probability(logits, token))
+        self._token_report.add(logits, token)
+
+    def _is_closed(self) -> bool:
+        """Whether the constraint lets nothing follow but the answer's end."""
+        return self._mask is not None and self._mask.closed
+
+    def _is_fulfilled(self, stopped: bool) -> bool:
+        """Whether an answer without a token for its end is complete. stopped: whether a stop text
+        ended it, which may cut off what a constraint asks for."""
+        if self._mask is None:
+            return stopped
+        return not stopped and self._mask.closed and self._mask.fulfilled
 
     def _write(self, run: LanguageRun, token: int, number: int) -> None:
         """Run the answer's `number`-th token, counted from 1."""
@@ -275,7 +351,13 @@ class AnswerRun:
 
     def _decode(self, run: LanguageRun, token: int, number: int) -> np.ndarray:
         """As `_write`. Returns the logits [V] after the token."""
-        return self._stream.run(self._decode_in_stream, run, token, number).done()
+        step = self._stream.run(self._decode_in_stream, run, token, number)
+        try:
+            if self._mask:  # what may follow is computed on this thread, while the stream's runs
+                self._mask.allowed()
+        finally:
+            logits = step.done()
+        return logits
 
     def _write_in_stream(self, run: LanguageRun, token: int, number: int) -> None:
         positions = text_positions(self._position(number - 1), 1)
@@ -347,40 +429,31 @@ class AnswerRun:
     def _pages_written(self) -> int:
         return int(self._layout.page[self._rows - 1]) + 1
 
-    def _report(self, tokens: list[int], text: str, ttft: int) -> Answer:
+    def _generated(self, tokens: list[int], text: str) -> dict[str, Any]:
+        """The fields of the Answer that say what was generated."""
+        return {
+            "text": text,
+            "tokens": len(tokens),
+            "probability": math.exp(float(np.mean(self._log_probabilities[: max(1, len(tokens))]))),
+            "first_probability": math.exp(self._log_probabilities[0]),
+            "empty": None if text else self._why_empty(len(tokens)),
+            "complete": self._complete,
+            "logprobs": self._token_report.of(len(tokens)),
+        }
+
+    def _report(self, ttft: int, fields: dict[str, Any]) -> Answer:
         """ttft: nanoseconds."""
-        snapshot, question = self._snapshot, self._question
-        deferred = [
-            Page(-1, "vision", unit.rows.shape[0], unit.chunk, unit.number, unit.start, unit.end)
-            for unit in snapshot.deferred
-        ]
-        leased = [page for page in self._lease.pages if page.kind == "vision"]
-        recalled = self._reader.pages() if self._reader else []
-        pages = len(leased) + sum(run < len(deferred) for run in self._layout.run)
-        tokens_read = sum(page.tokens for page in [*leased, *deferred])
+        snapshot, leased = self._snapshot, Reading.of(self._lease)
+        deferred = tuple(unit.page for unit in snapshot.deferred)
+        recalled = tuple(self._reader.pages()) if self._reader else ()
+        pages = leased.most_pages + sum(run < len(deferred) for run in self._layout.run)
+        tokens = leased.tokens + sum(page.tokens for page in deferred)
         if self._reader:
             pages += self._reader.selection.max_cells
-            tokens_read += self._reader.selection.tokens
-        return Answer(
-            id=question.id,
-            at=(snapshot.seen_until or Fraction(0)) if question.at is None else question.at,
-            seen_until=snapshot.seen_until,
-            question=question.text,
-            text=text,
-            ttft_ms=ttft / 1e6,
-            tokens=len(tokens),
-            read=time_ranges([*recalled, *leased, *deferred]),
-            pages=pages,
-            tokens_read=tokens_read,
-            memory_from=snapshot.memory_from,
-            probability=math.exp(float(np.mean(self._log_probabilities[: max(1, len(tokens))]))),
-            first_probability=math.exp(self._log_probabilities[0]),
-            since=question.since,
-            until=question.until,
-            asked_again=self._lease is snapshot.wider,
-            requested=self._asked.requested,
-            empty=None if text else self._why_empty(len(tokens)),
-        )
+            tokens += self._reader.selection.tokens
+        reading = Reading((*recalled, *leased.pages, *deferred), pages, tokens)
+        again = self._lease is snapshot.wider
+        return answer_to(self._asked, snapshot, reading, ttft, asked_again=again, **fields)
 
     def _why_empty(self, tokens: int) -> WhyEmpty:
         """tokens: of the answer, of which no text is left."""
@@ -397,22 +470,8 @@ def answer(shared: Answerer, asked: AskedQuestion, snapshot: Snapshot) -> Answer
     """
     try:
         asked.check_wanted()
+        if snapshot.closed:
+            return unasked(asked, snapshot)
         return AnswerRun(shared, asked, snapshot).answer()
     finally:
         snapshot.release()
-
-
-def time_ranges(pages: Sequence[Page]) -> tuple[tuple[Fraction, Fraction], ...]:
-    """The time ranges (start, end), in seconds, that pages cover; neighbouring units are merged.
-
-    pages: in the order of the stream.
-    """
-    ranges: list[tuple[Fraction, Fraction]] = []
-    before = None
-    for page in pages:
-        if before is not None and page.unit - before.unit <= 1:
-            ranges[-1] = (ranges[-1][0], page.end)
-        else:
-            ranges.append((page.start, page.end))
-        before = page
-    return tuple(ranges)

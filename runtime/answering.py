@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache, partial
 
 import numpy as np
 
+from vicort.runtime.ask_gates import AskGates, check_gate
 from vicort.runtime.conversations import Conversations
-from vicort.runtime.core import Page, Question
+from vicort.runtime.core import Page, Question, WhyEmpty
 from vicort.runtime.devices.device import Device, StreamEvent
 from vicort.runtime.devices.stage_clock import StageClock
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import QuestionError
+from vicort.runtime.language.choice_calibration import ChoiceCalibration
+from vicort.runtime.language.choice_tree import ChoiceTree
+from vicort.runtime.language.constraints import check_logprobs
 from vicort.runtime.language.language_run import LanguageRun
 from vicort.runtime.language.prompt import Prompt
 from vicort.runtime.language.token_choice import TokenChoice
+from vicort.runtime.language.token_grammars import TokenGrammars
+from vicort.runtime.manifest import MAX_ENDS, ModelSpec
+from vicort.runtime.memory.chunk_fork import ChunkFork
+from vicort.runtime.memory.kept_content import KeptContent
 from vicort.runtime.memory.lease import Lease
 from vicort.runtime.memory.long_term.protocols import View
 from vicort.runtime.memory.memory import Memory
@@ -28,6 +37,7 @@ from vicort.runtime.stages.prefill import DeferredUnit, Prefill
 
 logger = logging.getLogger(__name__)
 
+CHOICE_TREES = 256  # kept, as standing questions repeat
 MAX_NAME = 1000  # characters of a question's id, and of the name of a conversation
 
 
@@ -43,6 +53,8 @@ class Snapshot:
     deferred: tuple[DeferredUnit, ...]  # units that the question has to prefill itself
     memory_from: Fraction | None  # seconds, start of the oldest unit that is remembered
     ready: StreamEvent  # done when all of it is in memory
+    # why the question is not asked: its gate is closed, and nothing is leased; None = it is asked
+    closed: WhyEmpty | None = None
 
     def release(self) -> None:
         self.lease.release()
@@ -72,7 +84,13 @@ class Answerer:
         self.model = engines.manifest.model
         self.stream = device.stream("question", urgent=True)
         self.conversations = Conversations(memory, self.stream)
+        self.grammars = TokenGrammars(prompt, self.model.vocabulary, self.model.eos_tokens)
+        self.calibration = ChoiceCalibration.of_folder(engines.folder)
+        self.gates = AskGates()
         self._prefill = prefill
+        self._choice_trees = lru_cache(maxsize=CHOICE_TREES)(
+            partial(_tree_of, prompt, min(ANSWER_TOKENS - 1, MAX_ENDS, self.model.max_rows))
+        )
         self._idle_runs: list[LanguageRun] = []
         self._lock = threading.Lock()
 
@@ -111,36 +129,92 @@ class Answerer:
                 f"the question's time {float(question.at):g} s is negative: the stream starts at 0"
             )
         check_range(question)
+        self.grammars.check(question.constraint)
+        check_logprobs(question)
+        check_gate(question)
 
-    def snapshot_in_stream(
-        self, question: Question, newest_chunk: StreamEvent | None, forked: bool = False
-    ) -> Snapshot:
-        """Retrieve units for a question, and lease them. Runs in the prefill stream's own work.
+    def choice_tree(self, question: Question) -> ChoiceTree:
+        """Of a question with choices. Raises QuestionError for too many tokens of a choice."""
+        if question.constraint is None:
+            raise ValueError("the question has no choices")
+        return self._choice_trees(question.constraint.choices)
 
-        newest_chunk: done when the chunks that the question sees are in memory. forked: whether it
-        also sees the chunk that is being filled, which was forked before.
+    def sized(self, question: Question) -> Question:
+        """The question with as many tokens for its answer as its longest choice and an end have."""
+        if question.constraint is None or not question.constraint.choices:
+            return question
+        longest = max(map(len, self.choice_tree(question).choices))
+        return replace(question, sampling=replace(question.sampling, max_tokens=longest + 1))
+
+    def snapshots_in_stream(
+        self, questions: Sequence[Question], newest_chunk: StreamEvent | None, forked: bool
+    ) -> list[Snapshot | Exception]:
+        """Retrieve units for each of some questions about one moment, and lease them; or what that
+        failed with. Runs in the prefill stream's own work.
+
+        newest_chunk: done when the chunks that the questions see are in memory. forked: whether
+        they also see the chunk that is being filled, which was forked before.
         """
-        memory, prefill = self.memory, self._prefill
         if newest_chunk:
-            prefill.stream.wait(newest_chunk)
-        if memory.system.text.joins:
+            self._prefill.stream.wait(newest_chunk)
+        memory, deferred = self.memory, self._deferred(forked)
+        content = KeptContent(
+            memory, memory.fork if forked else None, [unit.page for unit in deferred]
+        )
+        taken: list[Snapshot | Exception] = []
+        for question in questions:
+            try:
+                taken.append(self._snapshot_in_stream(question, forked, deferred, content))
+            except Exception as error:  # noqa: BLE001 - of this question alone
+                taken.append(error)
+        return taken
+
+    def _snapshot_in_stream(
+        self,
+        question: Question,
+        forked: bool,
+        deferred: tuple[DeferredUnit, ...],
+        content: KeptContent,
+    ) -> Snapshot:
+        memory, prefill = self.memory, self._prefill
+        digest = self._query(question)
+        closed = self.gates.closed(question, content, digest)
+        if memory.system.text.joins and not closed:
             needed = len(self.prompt.question(question.text)) + question.sampling.max_tokens + 1
             memory.keep_text_in_range(needed, forked, prefill.stream)
-        digest = self._query(question)
         fork, within = memory.fork if forked else None, question.within
-        policy = memory.system.retrieval
-        units = memory.choose(policy, digest, fork, within)
-        more = memory.choose(policy.wider(), digest, fork, within) if policy.ask_again else units
-        deferred = tuple(prefill.deferred)
-        if forked:
-            deferred = (*deferred, *prefill.forked_units)[-memory.system.ingest.deferred_units :]
         memory_from = memory.oldest()
         if memory_from is None and fork:
             memory_from = fork.start
         if memory_from is None and deferred:
             memory_from = deferred[0].start
+        if closed:
+            logger.debug("question %s is not asked: %s", question.id, closed)
+            lease, wider, view = Lease(memory.tiers, []), None, None
+        else:
+            lease, wider = self._leases(question, digest, fork)
+            view = memory.view(within)
         if within:
             deferred = tuple(unit for unit in deferred if within.overlaps(unit.start, unit.end))
+        return Snapshot(
+            lease=lease,
+            wider=wider,
+            view=view,
+            first_text=fork.next_text if fork else memory.timeline.next_text,
+            seen_until=prefill.forked_until if forked else prefill.seen_until,
+            deferred=() if closed else deferred,
+            memory_from=memory_from,
+            ready=prefill.stream.record(),
+            closed=closed,
+        )
+
+    def _leases(
+        self, question: Question, digest: np.ndarray, fork: ChunkFork | None
+    ) -> tuple[Lease, Lease | None]:
+        """Of what a question reads, and of what it reads if it is run again."""
+        memory, within, policy = self.memory, question.within, self.memory.system.retrieval
+        units = memory.choose(policy, digest, fork, within)
+        more = memory.choose(policy.wider(), digest, fork, within) if policy.ask_again else units
         logger.debug(
             "question %s reads units %s of %d chunks in memory%s",
             question.id,
@@ -148,16 +222,15 @@ class Answerer:
             len(memory.chunks),
             " and one that is being filled" if fork else "",
         )
-        return Snapshot(
-            lease=memory.lease(units, fork),
-            wider=memory.lease(more, fork) if more != units else None,
-            view=memory.view(within),
-            first_text=fork.next_text if fork else memory.timeline.next_text,
-            seen_until=prefill.forked_until if forked else prefill.seen_until,
-            deferred=deferred,
-            memory_from=memory_from,
-            ready=prefill.stream.record(),
-        )
+        return memory.lease(units, fork), memory.lease(more, fork) if more != units else None
+
+    def _deferred(self, forked: bool) -> tuple[DeferredUnit, ...]:
+        """The units that a question prefills itself."""
+        units = tuple(self._prefill.deferred)
+        if not forked:
+            return units
+        most = self.memory.system.ingest.deferred_units
+        return (*units, *self._prefill.forked_units)[-most:]
 
     def _query(self, question: Question) -> np.ndarray:
         """[width] float32: the mean embedding that retrieval compares with chunks."""
@@ -189,6 +262,18 @@ class Answerer:
             self._idle_runs.append(run)
 
 
+def _tree_of(prompt: Prompt, most: int, choices: tuple[str, ...]) -> ChoiceTree:
+    """most: tokens of a choice. Raises QuestionError."""
+    tokens = [prompt.words(choice) for choice in choices]
+    for choice, its in zip(choices, tokens, strict=True):
+        if len(its) > most:
+            raise QuestionError(
+                f"the choice {shown(choice)} has {len(its)} tokens, at most {most} are allowed: "
+                "give a shorter one"
+            )
+    return ChoiceTree(tokens)
+
+
 def check_range(question: Question) -> None:
     """Raises QuestionError for a part of the stream that begins before 0, or ends before it
     begins."""
@@ -203,3 +288,11 @@ def check_range(question: Question) -> None:
             f"the question's since {float(since):g} s is after its until {float(until):g} s: give "
             "the earlier time as since"
         )
+
+
+def too_few_positions(tokens: int, free: int, model: ModelSpec) -> QuestionError:
+    """free: positions after the video."""
+    return QuestionError(
+        f"the question has {tokens} tokens, and {max(free, 0)} of the model's "
+        f"{model.max_position} positions are free after the video: ask a shorter one"
+    )

@@ -143,8 +143,9 @@ PageKind = Literal["prompt", "vision", "text"]
 # what a question sees: every frame until its time, or what is in memory when it is asked
 Freshness = Literal["complete", "now"]
 # why an answer has no text: the model ended it with its first token, its text begins with a stop
-# text, or its tokens stand for no text
-WhyEmpty = Literal["ended-at-once", "stop-text", "no-text"]
+# text, or its tokens stand for no text; or its question was not asked, see AskGate
+WhyEmpty = Literal["ended-at-once", "stop-text", "no-text", "unchanged", "unlike"]
+UNASKED: tuple[WhyEmpty, ...] = ("unchanged", "unlike")
 SourceState = Literal["connected", "lost", "reconnecting", "resized", "ended", "given-up"]
 
 
@@ -195,6 +196,45 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What the text of an answer may be. Exactly one field is given."""
+
+    # the answer is one of these texts, the most probable one where it is not sampled
+    choices: tuple[str, ...] = ()
+    regex: str | None = None  # the whole answer matches it; in the syntax of Rust's regex crate
+    json_schema: str | None = None  # JSON text of a schema that the answer, which is JSON, obeys
+    lark: str | None = None  # a grammar in the syntax of Lark, as llguidance reads it
+
+    def __post_init__(self) -> None:
+        if isinstance(self.choices, list):  # what holds one can be compared and kept
+            object.__setattr__(self, "choices", tuple(self.choices))
+
+
+@dataclass(frozen=True)
+class AskGate:
+    """When a standing question, which is asked again and again, need not be asked. Questions with
+    the same text, constraint and name are one standing question, whose first asking is always
+    asked. docs/alerts.md says what each gate misses."""
+
+    # not asked if all that it could read is what it was when it was last asked
+    changed: bool = False
+    # not asked if, of the chunks of which something was kept since then, none has a digest whose
+    # cosine with the question's mean embedding reaches this, -1 to 1; None = that is not looked at
+    like: float | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How probable the model found a token of an answer, and others in its place: at temperature 1,
+    before any constraint or penalty."""
+
+    token: str  # its text; U+FFFD stands for bytes that are no whole character
+    logprob: float  # natural logarithm of its probability
+    top: tuple[tuple[str, float], ...]  # the most probable tokens and theirs, best first
+
+
+@dataclass(frozen=True)
 class TimeRange:
     """A part of the stream, both ends included; None = open on that side."""
 
@@ -238,6 +278,9 @@ class Question:
     # seconds: only temporal units that overlap [since, until] are read; None = no limit
     since: Fraction | None = None
     until: Fraction | None = None
+    constraint: Constraint | None = None  # None = the answer is free text
+    logprobs: int | None = None  # alternatives that are reported of each token; None = no report
+    gate: AskGate | None = None  # None = it is asked
 
     @property
     def within(self) -> TimeRange | None:
@@ -325,6 +368,24 @@ class Answer(Event):
     # at `at`; left out of the JSON where it is None
     requested: Fraction | None = None
     empty: WhyEmpty | None = None  # of an answer without text; left out of the JSON of others
+    # whether it came to its end, by a token for that or a stop text: False where max_tokens, or the
+    # model's last position, cut it. One with a constraint came to its end where it fulfils that,
+    # which a text that a stop text cut may not
+    complete: bool = True
+    # of a question with choices: the probability of each, which sum to 1; left out of the JSON of
+    # others
+    choices: dict[str, float] | None = None
+    # of a question with choices: the probability of all other texts, before choices were limited
+    # to; left out of the JSON of others
+    outside: float | None = None
+    # of each token, where the question asked for it; left out of the JSON of others
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the question was asked: False where its gate was closed. Then there are no
+        probabilities either."""
+        return self.empty not in UNASKED
 
     @property
     def doubtful(self) -> bool:
@@ -342,9 +403,15 @@ class Answer(Event):
             del written["since"], written["until"]
         if not self.asked_again:
             del written["asked_again"]
-        for key in ("requested", "empty"):
-            if written[key] is None:
+        for key in ("requested", "empty", "choices", "outside", "logprobs"):
+            if written[key] is None or written[key] == []:
                 del written[key]
+        if not self.asked:
+            del written["probability"], written["first_probability"]
+        if self.choices is not None:
+            written["choices"] = {text: round(each, 6) for text, each in self.choices.items()}
+        if self.outside is not None:
+            written["outside"] = round(self.outside, 6)
         return written
 
 
@@ -473,9 +540,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return round(float(value), 6)
     if isinstance(value, float):
-        return round(value, 3)
+        return round(value, 3) + 0.0  # which makes 0 of -0
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, TokenLogprobs):
+        return _plain(vars(value))
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value

@@ -90,5 +90,6 @@ class EventEmitter:
 
     def answered(self, answer: Answer) -> None:
         """Called when an answer is complete, before its asker has it."""
-        self._statistics.answered(answer.ttft_ms)
+        if answer.asked:
+            self._statistics.answered(answer.ttft_ms)
         self.emit(answer)

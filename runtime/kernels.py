@@ -25,7 +25,7 @@ from vicort.runtime.safe_text import brief, printable, shown
 
 FILE_NAME = "kernels.zip"
 INDEX = "kernels.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # limits on an archive: bytes of the file, of the index, and of all that is read; members
 MAX_BYTES = 256 << 20
 MAX_INDEX_BYTES = 4 << 20

@@ -27,8 +27,10 @@ from vicort.runtime.errors import EngineError
 from vicort.runtime.frame_grid import MIN_TOKENS, Grid, fit_grid
 from vicort.runtime.safe_text import brief, printable, read_text, shown
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FILE_NAME = "manifest.json"
+# written to a set after it was built; so it is not listed, and names the manifest that it is for
+CALIBRATION_FILE = "calibration.json"
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 # the module that builds and runs plans: TensorRT, or TensorRT for RTX
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
@@ -72,6 +74,7 @@ FileName = Annotated[str, AfterValidator(_inside)]
 Count = Annotated[int, Field(ge=0, le=2**40)]  # bytes or rows; above all known models
 Length = Annotated[int, Field(ge=0, le=2**31 - 1)]  # of a dimension
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MAX_ENDS = 64  # rows of a run of the language graph whose hidden states leave
 MAX_NUMBERS = 2**36  # in one tensor, in one page, or in the pictures of a chunk
 
 

@@ -22,14 +22,14 @@ class OrdinarySnapshots:
             return conversation is not None and self._waiting[conversation] > 0
 
     def counted(
-        self, conversation: str | None, take: Callable[[], Snapshot]
-    ) -> Callable[[], Snapshot]:
+        self, conversation: str | None, take: Callable[[], list[Snapshot | Exception]]
+    ) -> Callable[[], list[Snapshot | Exception]]:
         """`take`, whose conversation is among these until it returns."""
         if conversation is None:
             return take
         self._count(conversation, 1)
 
-        def taken() -> Snapshot:
+        def taken() -> list[Snapshot | Exception]:
             try:
                 return take()
             finally:

@@ -10,7 +10,13 @@ from vicort.runtime.errors import ConfigError
 
 DISTRIBUTION = "vicort"
 # module -> the distribution that brings it, where the names differ
-BRINGS = {"PIL": "pillow", "cuda": "cuda-core", "onnx_ir": "onnxscript", "yaml": "pyyaml"}
+BRINGS = {
+    "PIL": "pillow",
+    "cuda": "cuda-core",
+    "onnx_ir": "onnxscript",
+    "paho": "paho-mqtt",
+    "yaml": "pyyaml",
+}
 
 
 def install_command(extra: str) -> str:

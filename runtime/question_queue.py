@@ -6,9 +6,11 @@ import itertools
 import threading
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -57,26 +59,32 @@ class QuestionQueue:
     def has_ready(self) -> bool:
         return bool(self._ready)
 
-    def add(self, asked: AskedQuestion, future: Future[Answer]) -> None:
-        """future: the asker's, which fails at once if the stream has failed. Raises QuestionError
-        if too many questions are open, SessionClosed if the queue is closed."""
+    def add_all(self, questions: Sequence[tuple[AskedQuestion, Future[Answer]]]) -> None:
+        """Add these questions, all or none, with the futures of their askers, which fail at once if
+        the stream has failed. Raises QuestionError if too many questions would be open,
+        SessionClosed if the queue is closed."""
         with self._lock:
             if self._closed:
                 raise closed()
             failure = self._failure
             if not failure:
-                self._add(asked)
-        if failure:
-            asked.fail(failure.with_traceback(self._trace))  # which grows with each result()
-            asked.ended.set()
-        future.add_done_callback(lambda future: self._given_up(asked, future))
+                self._check_limit(len(questions))
+                for asked, _ in questions:
+                    self._add(asked)
+        for asked, future in questions:
+            if failure:
+                asked.fail(failure.with_traceback(self._trace))  # which grows with each result()
+                asked.ended.set()
+            future.add_done_callback(partial(self._given_up, asked))
+
+    def _check_limit(self, more: int) -> None:
+        if len(self._counted) + more > self._limit:
+            raise QuestionError(
+                f"{len(self._counted)} questions wait for their answers, at most {self._limit} "
+                "may: ask again when some are answered, or cancel some"
+            )
 
     def _add(self, asked: AskedQuestion) -> None:
-        if len(self._counted) >= self._limit:
-            raise QuestionError(
-                f"{self._limit} questions wait for their answers: ask again when some are "
-                "answered, or cancel some"
-            )
         at, entry = asked.question.at, None
         if self._finished or (at is not None and at <= self.now):
             self._ready.append(asked)

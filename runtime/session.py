@@ -33,6 +33,7 @@ from vicort.runtime.assembly import (
 from vicort.runtime.callback_threads import CallbackThreads
 from vicort.runtime.core import (
     Answer,
+    Constraint,
     Event,
     Frame,
     Freshness,
@@ -375,12 +376,25 @@ class Session:
         error. Raises QuestionError for a question that cannot be asked, or if max_questions are
         open, and SessionClosed after `close`.
         """
-        answer = self._enter(question, on_token)
+        return self._submit([self._checked(question, on_token)], on_token)[0]
+
+    def submit_all(self, questions: Sequence[Question]) -> list[Future[Answer]]:
+        """As `submit`, of several questions: what is asked about one moment is asked about the same
+        frames, and questions with choices run as one batch.
+
+        Raises what `submit` raises; then none of them is asked.
+        """
+        return self._submit([self._checked(question, None) for question in questions], None)
+
+    def _submit(
+        self, questions: Sequence[Question], on_token: Callable[[str], None] | None
+    ) -> list[Future[Answer]]:
+        answers = self._enter(questions, on_token)
         if self._callbacks.here:  # the stream may have to wait for what this thread does next
             self._drivers.submit(self._launch_ready)
         else:
             self._launch_ready()
-        return answer
+        return answers
 
     def ask(
         self,
@@ -391,17 +405,29 @@ class Session:
         until: Fraction | None = None,
         conversation: str | None = None,
         sampling: Sampling | None = None,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Ask now, or at a later time, and wait for the answer.
 
         since, until: seconds; of the stream only temporal units that overlap [since, until] are
         read, and None is no limit. Where nothing is remembered of that time, `read` of the answer
-        is empty. Raises what `submit` raises, and what the answer failed with.
+        is empty. constraint: what the answer may be. logprobs: report each token, and this many
+        others in its place, 0 to 20. Raises what `submit` raises, and what the answer failed with.
         """
         self._callbacks.refuse("ask")
-        question = self._question(text, at, conversation, sampling)
-        return self.submit(replace(question, since=since, until=until), on_token).result()
+        question = self._asked_now(
+            text,
+            at,
+            sampling,
+            conversation=conversation,
+            since=since,
+            until=until,
+            constraint=constraint,
+            logprobs=logprobs,
+        )
+        return self.submit(question, on_token).result()
 
     async def ask_stream(
         self,
@@ -412,6 +438,8 @@ class Session:
         until: Fraction | None = None,
         conversation: str | None = None,
         sampling: Sampling | None = None,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
     ) -> AsyncIterator[str]:
         """Ask as `ask` does, and yield the pieces of the answer as they come:
         `async for piece in session.ask_stream("…")`.
@@ -423,8 +451,17 @@ class Session:
         import asyncio  # late: it takes as long as half of NumPy
 
         pieces = AnswerPieces()
-        question = self._question(text, at, conversation, sampling)
-        answer = self._enter(replace(question, since=since, until=until), pieces.put)
+        question = self._asked_now(
+            text,
+            at,
+            sampling,
+            conversation=conversation,
+            since=since,
+            until=until,
+            constraint=constraint,
+            logprobs=logprobs,
+        )
+        (answer,) = self._enter([self._checked(question, pieces.put)], pieces.put)
         try:
             await asyncio.to_thread(self._launch_ready)
             answer.add_done_callback(pieces.put)
@@ -486,19 +523,17 @@ class Session:
 
     # ---- what the methods share ----
 
-    def _question(
-        self,
-        text: str,
-        at: Fraction | None,
-        conversation: str | None,
-        sampling: Sampling | None,
+    def _asked_now(
+        self, text: str, at: Fraction | None, sampling: Sampling | None, **fields: Any
     ) -> Question:
+        """A question about now, unless it has a time, with the session's sampling, unless it has
+        its own."""
         when = self.now if at is None else at
         own = self._sampling if sampling is None else sampling
-        return Question(text, when, conversation=conversation, sampling=own)
+        return Question(text, when, sampling=own, **fields)
 
-    def _enter(self, question: Question, on_token: Callable[[str], None] | None) -> Future[Answer]:
-        """Check a question and queue it, without waiting for anything."""
+    def _checked(self, question: Question, on_token: Callable[[str], None] | None) -> Question:
+        """A question that can be asked, with what it leaves to the session."""
         self._check_open("submit")
         check_question(question, on_token)
         question = replace(
@@ -507,11 +542,19 @@ class Session:
             sampling=question.sampling.over(self._generation),
         )
         self._answerer.check(question)
-        answer: Future[Answer] = Future()
-        self._questions.add(
-            AskedQuestion(question, answer, on_token, self._callbacks, self._known), answer
-        )
-        return answer
+        return self._answerer.sized(question)
+
+    def _enter(
+        self, questions: Sequence[Question], on_token: Callable[[str], None] | None
+    ) -> list[Future[Answer]]:
+        """Queue checked questions, all or none, without waiting for anything."""
+        answers: list[Future[Answer]] = [Future() for _ in questions]
+        asked = [
+            AskedQuestion(question, answer, on_token, self._callbacks, self._known)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        self._questions.add_all(list(zip(asked, answers, strict=True)))
+        return answers
 
     def _check_open(self, method: str) -> None:
         self._process.check(method)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.manifest import FILE_NAME, MAX_BYTES
+from vicort.runtime.manifest import CALIBRATION_FILE, FILE_NAME, MAX_BYTES
 from vicort.runtime.safe_text import read_text
 from vicort.runtime.work_folders import REPLACED
 
@@ -36,7 +36,7 @@ def why_foreign(folder: Path) -> str:
     if content is None:
         return "is not an engine set"
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name != FILE_NAME and entry.name not in content["files"]:
+        if entry.name not in content["files"] and entry.name not in (FILE_NAME, CALIBRATION_FILE):
             return f"holds {entry.name}, which is no part of the engine set in it,"
         if not entry.is_file(follow_symlinks=False):
             return f"holds {entry.name}, which is not a plain file,"

@@ -16,7 +16,7 @@ from fractions import Fraction
 from queue import SimpleQueue
 from typing import Any
 
-from vicort.runtime.core import Answer, Frame, Motion, Question, Sampling, Summary
+from vicort.runtime.core import Answer, Constraint, Frame, Motion, Question, Sampling, Summary
 from vicort.runtime.errors import ConfigError, QuestionError, SessionClosed, VicortError
 from vicort.runtime.owning_process import OwningProcess
 from vicort.runtime.session import Session
@@ -196,10 +196,11 @@ class SharedSession:
         on_token: Callable[[str], bool],
         since_us: int | None = None,
         until_us: int | None = None,
+        constraint: Constraint | None = None,
     ) -> TimedAnswer:
         """Ask now and wait for the answer. on_token is called with each piece on this thread; if it
         returns False, the call ends. since_us, until_us: only what was seen from one to the other
-        is read, on the clock of the frames; None = no limit.
+        is read, on the clock of the frames; None = no limit. constraint: what the answer may be.
 
         Raises QuestionError, SessionClosed, AnswerStopped (the answer ends at its next token), and
         the error of the answer.
@@ -215,6 +216,7 @@ class SharedSession:
                 sampling=self._sampling,
                 since=None if since is None else max(since, Fraction(0)),
                 until=until,
+                constraint=constraint,
             )
             answer = self._session.submit(question, pieces.put)
             answer.add_done_callback(lambda _: pieces.put(None))

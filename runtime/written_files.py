@@ -44,16 +44,16 @@ def check_target(path: Path | str, option: str = "") -> None:
 
 
 @contextmanager
-def new_file(path: Path | str, option: str = "") -> Iterator[BinaryIO]:
+def new_file(path: Path | str, option: str = "", *, private: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write in this context. Without an exception it then replaces `path`, and
-    keeps the permissions of a file that was there.
+    keeps the permissions of a file that was there. private: a new one is for its owner alone.
 
     Raises ConfigError if it cannot be written, also when the disk is full.
     """
     name = Path(path).name
     with _named(path, option), _folder(Path(path)) as folder:
         mode = _check(folder, name)
-        partial, number = _create(folder)
+        partial, number = _create(folder, 0o600 if private else 0o666)
 
         def remove() -> None:
             with suppress(OSError):
@@ -74,9 +74,11 @@ def new_file(path: Path | str, option: str = "") -> Iterator[BinaryIO]:
             BEFORE_LEAVING.remove(remove)
 
 
-def write_file(path: Path | str, content: str | bytes, option: str = "") -> None:
-    """Write a whole file; text as UTF-8. Raises ConfigError."""
-    with new_file(path, option) as file:
+def write_file(
+    path: Path | str, content: str | bytes, option: str = "", *, private: bool = False
+) -> None:
+    """Write a whole file, as `new_file` does; text as UTF-8. Raises ConfigError."""
+    with new_file(path, option, private=private) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -132,6 +134,6 @@ def _check(folder: int, name: str) -> int | None:
     return stat.S_IMODE(mode)
 
 
-def _create(folder: int) -> tuple[str, int]:
+def _create(folder: int, mode: int = 0o666) -> tuple[str, int]:
     name = f".vicort-{secrets.token_hex(16)}"
-    return name, os.open(name, EXCLUSIVE, 0o666, dir_fd=folder)
+    return name, os.open(name, EXCLUSIVE, mode, dir_fd=folder)

@@ -58,6 +58,8 @@ def desk(tmp_path, monkeypatch, build_tiny):
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "tiny-fp32-openvino").symlink_to(build_tiny("openvino"))
     (tmp_path / "clip.mp4").symlink_to(FIXTURES / "shapes.mp4")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     question = {"at": 4, "question": "what is there now?", "id": "a"}
     (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
     monkeypatch.chdir(tmp_path)

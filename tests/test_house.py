@@ -67,15 +67,18 @@ FLOORS = {
     # The heads of the two journeys, in the order in which they call each other.
     **dict.fromkeys(("answering", "answer_run", "assembly", "session", "stream_statistics"), 5),
     **dict.fromkeys(("asked_question", "question_queue", "conversations", "change_asker"), 5),
+    "ask_gates": 5,
     **dict.fromkeys(("frame_intake", "question_launcher", "ordinary_snapshots"), 5),
-    **dict.fromkeys(("answer_threads", "answer_pieces"), 5),
+    **dict.fromkeys(("answer_threads", "answer_pieces", "answer_report"), 5),
+    **dict.fromkeys(("choice_run", "choice_answer"), 5),
     "known_failures": 5,
     "stream_health": 5,
     "owning_process": 5,
     "session_arguments": 5,
     **dict.fromkeys(("event_emitter", "callback_threads"), 5),  # what runs the caller's functions
     "shared_session": 6,
-    "cli": 6,
+    "alerts": 6,
+    "cli": 7,
 }
 CONTRACT = {name for name, floor in FLOORS.items() if floor == 0}
 HEADS = {name for name, floor in FLOORS.items() if floor == 5}

@@ -4,6 +4,20 @@ import re
 from pathlib import Path
 
 from vicort.runtime import answer_threads, answering, conversations, core, question_queue
+from vicort.runtime.alerts import (
+    alert_file,
+    back_off,
+    clip_recorder,
+    command,
+    courier,
+    delivery,
+    evidence_ring,
+    outbox,
+    polygon,
+    seldom,
+    spool,
+    targets,
+)
 from vicort.runtime.cli import lag, question_socket, questions, recurring, socket_client, watch
 from vicort.runtime.rendering import canvas, notes, screens
 from vicort.runtime.sources import (
@@ -19,6 +33,23 @@ from vicort.runtime.stages import lag_policy
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 NUMBERS = {
+    "bytes of an alert file": alert_file.MAX_BYTES,
+    "streams of an alert file": alert_file.MAX_STREAMS,
+    "alerts of a file": alert_file.MAX_ALERTS,
+    "choices of an alert": alert_file.MAX_CHOICES,
+    "targets of an alert": alert_file.MAX_TARGETS,
+    "zones of a stream, and its privacy masks": alert_file.MAX_POLYGONS,
+    "points of a polygon": polygon.MAX_POINTS,
+    "seconds from one asking of an alert to the next, at least": alert_file.LEAST_PERIOD,
+    "seconds of a clip before the evidence, and after it": alert_file.MAX_CLIP,
+    "clips of a stream that are recorded or written at a time": clip_recorder.MAX_CLIPS,
+    "bytes of the frames of a clip, as JPEG; it ends there": clip_recorder.CLIP_BYTES,
+    "bytes of frames of clips that wait to be compressed, of each stream": (
+        clip_recorder.WAITING_BYTES
+    ),
+    "seconds that frames are kept as evidence, besides those of clips": evidence_ring.HISTORY,
+    "bytes of frames that are kept as they are, of each stream": evidence_ring.RAW_BYTES,
+    "bytes of frames that are kept as JPEG, of each stream": evidence_ring.JPEG_BYTES,
     "pixels of a side": canvas.MAX_SIDE,
     "letters of a question and of an answer": notes.MAX_LETTERS,
     "seconds that an answer is shown, if it is read in them": screens.STAYS,
@@ -56,6 +87,15 @@ NUMBERS = {
     "chunks of a live source that wait before the oldest is dropped": lag_policy.MAX_WAITING,
     "seconds after which a frame of a live source counts as late": lag.LATE,
     "bytes of one encoded picture of an animated WebP": animated_webp.MAX_BYTES,
+    "tries of a message that its receiver refuses": courier.MAX_REFUSED,
+    "seconds between two tries, unless the receiver asks for more": back_off.BackOff().most,
+    "seconds that a receiver may ask for by `Retry-After`": back_off.MAX_RETRY_AFTER,
+    "seconds of a target's `timeout`": targets.MAX_TIMEOUT,
+    "bytes of a command's output that are logged": command.MAX_OUTPUT,
+    "bytes that are counted for a message besides its content": outbox.OVERHEAD,
+    "bytes of the spool's write-ahead log from which on it is copied": spool.MAX_LOG,
+    "bytes of the smallest budget of a spool": delivery.LEAST_BYTES,
+    "seconds between two warnings of one kind": seldom.EVERY,
 }
 
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from vicort.benchmarks.evaluation import etbench, held_out, rvs, streambench, videomme
+from vicort.benchmarks.evaluation import (
+    etbench,
+    held_out,
+    ovo_bench,
+    rvs,
+    streambench,
+    videomme,
+    world_choices,
+)
+from vicort.benchmarks.evaluation.alert_arguments import (
+    ASK_EVERY,
+    HOURS,
+    VALIDATION_HOURS,
+    WINDOW,
+    add_alert_options,
+    alert_fields,
+)
+from vicort.benchmarks.evaluation.eval_numbers import rate_of, seconds_of
 from vicort.benchmarks.evaluation.judge import ExactJudge, Judge, make_judge
 from vicort.benchmarks.evaluation.shapestream import AGE_UNITS, AGES, CACHE, STREAMS, AgeIn
 from vicort.benchmarks.evaluation.watching import CARRIES, Carry
-from vicort.runtime.command_line import ArgumentParser, parse_rate
+from vicort.runtime.command_line import ArgumentParser
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.policies.system import DEFAULT_SYSTEM
 from vicort.runtime.shell_completion import add_completion_option
@@ -27,6 +43,9 @@ BENCHMARKS = {
     "etbench": "E.T. Bench, the tasks that ask for times: etbench_txt_v1.0.json",
     "videomme": "Video-MME without subtitles, asked at the end of each video: JSON",
     "shapestream": "the synthetic world of the embedded model: accuracy by the age of the event",
+    "calibration": "whether answers are as often right as the probabilities of their choices say, "
+    "in the synthetic world or in answers of yours; fits a temperature",
+    "alerts": "standing alerts over hours of the synthetic world: right, in time, and false ones",
 }
 JUDGED = ("rvs", "streambench")  # whose answers are open
 FPS = {
@@ -62,20 +81,32 @@ class EvalOptions:
     judge: Judge = ExactJudge()  # noqa: RUF009 (has no state)
     image_fps: Fraction | None = None
     predictions: tuple[Path, ...] = ()  # result files of OVO-Bench, scored instead of a run
+    tasks: tuple[str, ...] | None = None  # of OVO-Bench; None = all
     sources: tuple[str, ...] | None = None  # data sets of E.T. Bench; None = all
     streams: int = STREAMS
     ages: tuple[int, ...] = AGES
     age_in: AgeIn = "units"
     cache: Path = CACHE
     held_out: bool = False
+    answers: tuple[Path, ...] = ()  # of the user, calibrated instead of a run
+    store: bool = False  # whether the temperature is written to the engine set
+    hours: int = HOURS  # of streams of alerts
+    validation_hours: int = VALIDATION_HOURS
+    seed: int = 0
+    ask_every: Fraction = ASK_EVERY  # seconds
+    window: Fraction = WINDOW  # seconds
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     """Parse and check, without loading anything heavy. Raises ConfigError; leaves with SystemExit
     after --help."""
     typed = _parser().parse_args(arguments)
+    if typed.benchmark == "alerts":
+        return EvalOptions(typed.benchmark, **alert_fields(typed, OUT))
     if getattr(typed, "predictions", None):
-        _check_predictions(typed)
+        _check_no_run(typed, "--predictions are scored")
+    if getattr(typed, "answers", None):
+        _check_no_run(typed, "--answers are calibrated", allowed=("engine_dir",))
     if typed.context is not None and typed.protocol != "restart":
         raise ConfigError(
             f"--context {typed.context} cuts the video for each question: it needs --protocol "
@@ -93,14 +124,16 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
         "engine_dir": typed.engine_dir,
         "out": typed.out or OUT / typed.benchmark,
         "carry": typed.protocol,
-        "context": _seconds("--context", typed.context),
-        "fps": "source" if typed.fps == "source" else _rate("--fps", typed.fps),
+        "context": seconds_of("--context", typed.context),
+        "fps": "source" if typed.fps == "source" else rate_of("--fps", typed.fps),
         "max_tokens": typed.max_tokens,
         "limit": typed.limit,
         "threads": typed.threads,
     }
     if typed.benchmark == "shapestream":
         return EvalOptions(**_world(typed, chosen))
+    if typed.benchmark == "calibration":
+        return EvalOptions(**_calibration(typed, chosen))
     chosen |= {
         "files": tuple(typed.files),
         "videos": tuple(typed.videos or [typed.files[0].parent]),
@@ -111,9 +144,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> EvalOptions:
     if typed.benchmark in JUDGED:
         chosen["judge"] = make_judge(typed.judge)
     if typed.benchmark == "rvs":
-        chosen["image_fps"] = _rate("--image-fps", typed.image_fps)
+        chosen["image_fps"] = rate_of("--image-fps", typed.image_fps)
     if typed.benchmark == "ovo-bench":
         chosen["predictions"] = tuple(typed.predictions or ())
+        if typed.task:
+            chosen["tasks"] = tuple(dict.fromkeys(typed.task))
     if typed.benchmark == "etbench" and typed.source:
         chosen["sources"] = tuple(dict.fromkeys(typed.source))
     return EvalOptions(**chosen)
@@ -128,7 +163,7 @@ def _check_own_sampling(typed: argparse.Namespace) -> None:
         raise ConfigError(f"--sampling own and --fps {typed.fps} exclude each other: leave one out")
 
 
-def _check_predictions(typed: argparse.Namespace) -> None:
+def _check_no_run(typed: argparse.Namespace, why: str, allowed: Collection[str] = ()) -> None:
     """Raises ConfigError for an option that says how a model runs."""
     for name, default in (
         ("system", None),
@@ -142,11 +177,12 @@ def _check_predictions(typed: argparse.Namespace) -> None:
         ("limit", None),
         ("threads", 1),
         ("strict", False),
+        ("streams", None),
     ):
-        if getattr(typed, name) != default:
+        if name not in allowed and getattr(typed, name, default) != default:
             raise ConfigError(
-                f"--predictions are scored and no model runs, so --{name.replace('_', '-')} has "
-                "no meaning: leave one of them out"
+                f"{why} and no model runs, so --{name.replace('_', '-')} has no meaning: leave one "
+                "of them out"
             )
 
 
@@ -171,6 +207,21 @@ def _world(typed: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _calibration(typed: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
+    if typed.store and len(chosen["systems"]) > 1:
+        raise ConfigError(
+            f"--store and {len(chosen['systems'])} systems: an engine set has one temperature, so "
+            "give one --system"
+        )
+    return {
+        **chosen,
+        "streams": world_choices.STREAMS if typed.streams is None else typed.streams,
+        "cache": typed.cache,
+        "answers": tuple(typed.answers or ()),
+        "store": typed.store,
+    }
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         "vicort-eval",
@@ -182,8 +233,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, words in BENCHMARKS.items():
         one = benchmarks.add_parser(name, help=words, description=words, allow_abbrev=False)
+        if name == "alerts":
+            add_alert_options(one, OUT)
+            continue
         if name == "shapestream":
             _add_world(one)
+        elif name == "calibration":
+            _add_calibration(one)
         else:
             _add_data(one)
         if name in JUDGED:
@@ -193,6 +249,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "ovo-bench":
             words = "score the benchmark's result files, and run no model"
             one.add_argument("--predictions", nargs="+", type=Path, metavar="FILE", help=words)
+            words = "only this task; may be repeated: REC, SSR and CRR wait (default: all)"
+            tasks = (*ovo_bench.CHOICES, *ovo_bench.FORWARD)
+            one.add_argument("--task", action="append", choices=tasks, help=words)
         if name == "etbench":
             words = "only this data set, such as charades_sta; may be repeated (default: all)"
             one.add_argument("--source", action="append", metavar="NAME", help=words)
@@ -249,6 +308,24 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, default=CACHE, metavar="DIR", help=words)
 
 
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    words = (
+        "JSON lines with `choices` and `truth`, and `split` (fit or report), `stream` and `kind` "
+        "where they are known, such as answer events to which `truth` was added; no model runs"
+    )
+    add("--answers", nargs="+", type=Path, metavar="FILE", help=words)
+    words = (
+        "write the temperature to the engine set, whose sessions then give the probabilities of "
+        "choices at it"
+    )
+    add("--store", action="store_true", help=words)
+    words = "streams of each kind of file in each of the four parts (default: %(default)s)"
+    add("--streams", type=int, metavar="N", help=words % {"default": world_choices.STREAMS})
+    words = "folder for its video files (default: %(default)s)"
+    add("--cache", type=Path, default=CACHE, metavar="DIR", help=words)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     words = f"memory system: a name or a YAML file; may be repeated (default: {DEFAULT_SYSTEM}; "
@@ -270,21 +347,3 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, metavar="N", help="only the first N videos")
     words = "CPU threads for each stage (default: %(default)s)"
     add("--threads", type=int, default=1, metavar="N", help=words)
-
-
-def _rate(option: str, text: str | None) -> Fraction | None:
-    if text is None:
-        return None
-    return parse_rate(option, text, "give a number above 0, such as 2, 0.5 or 30000/1001")
-
-
-def _seconds(option: str, text: str | None) -> Fraction | None:
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < 1e9:
-        raise ConfigError(f"{option} {text} is no time: give a number of seconds above 0")
-    return Fraction(text)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -23,9 +24,18 @@ from vicort.benchmarks.evaluation import (
     streambench,
     streamingbench,
     videomme,
+    world_choices,
 )
 from vicort.benchmarks.evaluation.ages import by_age, row_of
+from vicort.benchmarks.evaluation.alerts_command import run_alerts
+from vicort.benchmarks.evaluation.calibration_report import (
+    calibrate_answers,
+    rated_parts,
+    report_calibration,
+)
 from vicort.benchmarks.evaluation.eval_arguments import JUDGED, EvalOptions, parse_options
+from vicort.benchmarks.evaluation.eval_files import RECORD, write_report
+from vicort.benchmarks.evaluation.evaluated_systems import declare, runnable, say, systems_of
 from vicort.benchmarks.evaluation.fields import digests
 from vicort.benchmarks.evaluation.figures import Figures
 from vicort.benchmarks.evaluation.items import Dataset, Reply, Video
@@ -36,16 +46,14 @@ from vicort.benchmarks.evaluation.watching import Candidate, watch
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.entry_points import code_of
 from vicort.runtime.errors import ConfigError, EngineError, SourceError, VicortError
+from vicort.runtime.language.choice_calibration import ChoiceCalibration
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import Manifest, ModelSpec, read_manifest
-from vicort.runtime.policies.system import System, known_systems, load_system
+from vicort.runtime.policies.system import System, known_systems
 from vicort.runtime.safe_text import print_safely
-from vicort.runtime.session import Session
 from vicort.runtime.standard_streams import standard_streams
 from vicort.runtime.stream_statistics import percentiles
-from vicort.runtime.written_files import write_file
 
-RECORD, REPORT, TABLE = "answers.jsonl", "report.json", "report.txt"
 SHOWN_MISSING = 5
 
 
@@ -65,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: EvalOptions) -> int:
     if options.predictions:
         return score_predictions(options)
+    if options.answers:
+        return calibrate_answers(options)
     systems = systems_of(options.systems or known_systems())
     engine_dir = options.engine_dir or find_engine_dir("tiny")
     if engine_dir is None:
@@ -73,55 +83,24 @@ def run(options: EvalOptions) -> int:
             "with --engine-dir"
         )
     manifest = read_manifest(engine_dir)
+    if options.benchmark == "alerts":
+        return run_alerts(options, engine_dir, manifest, systems)
     dataset = load(options, manifest.model)
     for remark in dataset.remarks:
-        _say(f"note: {remark}")
+        say(f"note: {remark}")
     unread = check_videos(dataset, options)
     options.out.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(options.out / RECORD, settings_of(options, dataset, manifest))
+    given_at = ChoiceCalibration.of_folder(engine_dir).temperature
     with EngineSet.open(engine_dir, threads=options.threads) as engines:
         fps = "source" if options.own_sampling else options.fps
         chosen = {"fps": fps, "threads": options.threads}
         systems = runnable(engines, systems, named=bool(options.systems), **chosen)
         candidates = {name: Candidate.of(engines, each, **chosen) for name, each in systems.items()}
         declare(systems, ledger)
-        unread |= watch_all(dataset, options, candidates, ledger)
-    report(options, dataset, manifest, systems, ledger, unread)
+        unread |= watch_all(dataset, options, candidates, ledger, given_at)
+    report(options, dataset, manifest, systems, ledger, unread, engine_dir)
     return 0
-
-
-def systems_of(names: Sequence[str]) -> dict[str, System]:
-    """Systems by their `name` field. Raises ConfigError on duplicates."""
-    systems: dict[str, System] = {}
-    for name in names:
-        system = load_system(name)
-        if system.name in systems:
-            raise ConfigError(
-                f"--system {name}: its name {system.name!r} is used by another system: change it "
-                "in its YAML file"
-            )
-        systems[system.name] = system
-    return systems
-
-
-def runnable(
-    engines: EngineSet, systems: Mapping[str, System], named: bool, **options: Any
-) -> dict[str, System]:
-    """Systems that can run on these engines, with the budgets that they get on this machine; the
-    others are left out with a warning, or raise their error if the user named them. options: of a
-    session."""
-    able = {}
-    for name, system in systems.items():
-        try:
-            with Session(engines, system, **options) as session:
-                able[name] = session.system
-                if session.fitted.given_up:
-                    _say(f"warning: {session.fitted.given_up}")
-        except VicortError as error:
-            if named:
-                raise
-            _say(f"warning: {name} is left out: {error}")
-    return able
 
 
 def load(options: EvalOptions, model: ModelSpec) -> Dataset:
@@ -131,15 +110,17 @@ def load(options: EvalOptions, model: ModelSpec) -> Dataset:
         if fps == "source":
             raise ConfigError("--fps source: ages count units, so give shapestream a rate")
         if options.held_out:
-            dataset = held_out.load(options.cache, options.streams, _say)
+            dataset = held_out.load(options.cache, options.streams, say)
             return dataset.first(options.limit) if options.limit else dataset
         dataset = shapestream.load(
-            model, options.streams, options.ages, options.age_in, options.cache, fps, _say
+            model, options.streams, options.ages, options.age_in, options.cache, fps, say
         )
+    elif options.benchmark == "calibration":
+        dataset = world_choices.load(options.cache, options.streams, say)
     elif options.benchmark == "streamingbench":
         dataset = streamingbench.load(options.files, options.videos)
     elif options.benchmark == "ovo-bench":
-        dataset = ovo_bench.load(options.files, options.videos)
+        dataset = ovo_bench.load(options.files, options.videos, options.tasks)
     elif options.benchmark == "streambench":
         dataset = streambench.load(options.files, options.videos)
     elif options.benchmark == "etbench":
@@ -174,7 +155,7 @@ def check_videos(dataset: Dataset, options: EvalOptions) -> dict[str, str]:
                 f"{line}: give their folders with --videos"
                 + (", or leave out --strict" if options.strict else "")
             )
-        _say(f"warning: {line}")
+        say(f"warning: {line}")
     return dict.fromkeys(missing, "not there")
 
 
@@ -188,13 +169,6 @@ def sampling_of(options: EvalOptions, dataset: Dataset) -> OwnSampling | None:
             "leave it out"
         )
     return dataset.own_sampling
-
-
-def declare(systems: Mapping[str, System], ledger: Ledger) -> None:
-    from vicort.benchmarks.common.workload import describe_system
-
-    for name, system in systems.items():
-        ledger.declare(name, describe_system(system))
 
 
 def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
@@ -218,10 +192,17 @@ def settings_of(options: EvalOptions, dataset: Dataset, manifest: Manifest) -> d
 
 
 def watch_all(
-    dataset: Dataset, options: EvalOptions, candidates: Mapping[str, Candidate], ledger: Ledger
+    dataset: Dataset,
+    options: EvalOptions,
+    candidates: Mapping[str, Candidate],
+    ledger: Ledger,
+    given_at: float = 1.0,
 ) -> dict[str, str]:
     """Each video with each system, unless the record has it already; returns the videos that cannot
-    be read, and why."""
+    be read, and why.
+
+    given_at: temperature of the sessions' choices; the record has those at temperature 1.
+    """
     unread: dict[str, str] = {}
     sampling = sampling_of(options, dataset)
     most = options.max_tokens or dataset.max_tokens
@@ -236,10 +217,11 @@ def watch_all(
                 if options.strict:
                     raise
                 unread[video.name] = str(error)
-                _say(f"warning: {error}")
+                say(f"warning: {error}")
                 continue
+            watched.replies = [reply.at_temperature_1(given_at) for reply in watched.replies]
             ledger.add(name, video.name, watched)
-            _say(
+            say(
                 f"[{number}/{len(dataset.videos)}] {video.name}, {name}: {len(watched.replies)} "
                 f"asked, {time.monotonic() - started:.1f} s"
             )
@@ -253,6 +235,7 @@ def report(
     systems: Mapping[str, System],
     ledger: Ledger,
     unread: Mapping[str, str],
+    engine_dir: Path | None = None,
 ) -> None:
     """Print the table, and write it with its conditions beside the record."""
     from vicort.benchmarks.common.machine import conditions
@@ -282,12 +265,19 @@ def report(
             for name, each in replies.items()
             for reply in each
         )
-    write_report(options, written, _text(figures, settings, head))
+    text = _text(figures, settings, head)
+    if dataset.name == "calibration":
+        parts = {name: rated_parts(items, each) for name, each in replies.items()}
+        for about in written["systems"].values():
+            del about["summaries"]  # of hundreds of files
+        report_calibration(options, parts, written, text, engine_dir if options.store else None)
+    else:
+        write_report(options, written, text)
 
 
 def score_predictions(options: EvalOptions) -> int:
     """Scores OVO-Bench's result files; no model runs."""
-    dataset = ovo_bench.load(options.files, options.videos)
+    dataset = ovo_bench.load(options.files, options.videos, options.tasks)
     predictions = read_predictions(dataset.items, options.files, options.predictions)
     dataset = replace(dataset, remarks=(*dataset.remarks, *predictions.remarks))
     replies = {"predictions": list(predictions.replies.values())}
@@ -301,15 +291,6 @@ def score_predictions(options: EvalOptions) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     write_report(options, head | figures.to_json(), text)
     return 0
-
-
-def write_report(options: EvalOptions, content: Mapping[str, Any], text: str) -> None:
-    """Prints the text, and writes both files."""
-    written = json.dumps(content, indent=1, ensure_ascii=False)
-    write_file(options.out / REPORT, written + "\n")
-    write_file(options.out / TABLE, text + "\n")
-    print(text)
-    _say(f"written: {options.out / REPORT}, {options.out / TABLE}")
 
 
 def _about(
@@ -347,10 +328,6 @@ def _text(figures: Figures, settings: Mapping[str, Any], head: Mapping[str, Any]
                 f"wrong; first: {about['errors'][0]}"
             )
     return "\n".join(lines) + "\n\n" + figures.printed()
-
-
-def _say(line: str) -> None:
-    print_safely(f"vicort-eval: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def load(
     videos, kinds = [], set()
     for setting in SETTINGS:
         for seed in range(HELD_OUT, HELD_OUT + streams):
-            path, stream = _file(setting, seed, cache, progress or (lambda line: None))
+            path, stream = stream_file(setting, seed, cache, progress or (lambda line: None))
             items = _items(setting.name, seed - HELD_OUT, stream)
             kinds |= {item.note["kind"] for item in items}
             videos.append(Video(f"{setting.name} {seed - HELD_OUT}", path, tuple(items)))
@@ -134,10 +134,10 @@ def file_name(setting: EvaluationSetting, seed: int) -> str:
     return f"held-out-{drawn}.{setting.container}"
 
 
-def _file(
+def stream_file(
     setting: EvaluationSetting, seed: int, cache: Path, progress: Callable[[str], None]
 ) -> tuple[Path, Any]:
-    """The file of a seed, made if it is not there, and its stream."""
+    """The file of a seed, made if it is not there, and its stream (a ThingStream)."""
     from vicort.export.tiny.evaluation_files import evaluation_stream, write_evaluation_file
 
     path = cache / file_name(setting, seed)

@@ -4,6 +4,8 @@ They do not depend on a data set, a session or a file format."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +33,7 @@ class Item:
     # seconds: where the clip starts that the benchmark's own sampling is of, whatever the context;
     # None = as the context says
     since: Fraction | None = None
+    choices: tuple[str, ...] = ()  # texts that the answer is limited to; none = free text
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,24 @@ class Reply:
     # seconds, start of the oldest unit of which memory still held something; None = it was empty
     memory_from: Fraction | None = None
     error: str = ""  # why there is no answer
+    # of an item with choices: the probability of each, and of all other texts
+    choices: dict[str, float] | None = None
+    outside: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Exact: times as fractions."""
+        """Exact: times as fractions. Without what only items with choices have, where it has
+        none."""
         return {
             key: str(value) if isinstance(value, Fraction) else value
             for key, value in vars(self).items()
+            if value is not None or key not in ("choices", "outside")
         }
+
+    def at_temperature_1(self, given_at: float) -> Reply:
+        """With the probabilities of its choices at temperature 1. given_at: that of these."""
+        if not self.choices or given_at == 1:
+            return self
+        return replace(self, choices=at_temperature_1(self.choices, given_at))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Reply:
@@ -127,3 +141,10 @@ class Reply:
             if content[key] is not None
         }
         return cls(**content | times)
+
+
+def at_temperature_1(choices: Mapping[str, float], given_at: float) -> dict[str, float]:
+    """The probabilities of choices at temperature 1 from those at another one."""
+    raised = {text: probability**given_at for text, probability in choices.items()}
+    total = math.fsum(raised.values())
+    return {text: each / total for text, each in raised.items()}

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vicort.benchmarks.evaluation.fields import Entry, digests, entries_of, find_video, read_json
 from vicort.benchmarks.evaluation.items import Dataset, Group, Item, Scoring, Video
@@ -93,8 +94,10 @@ SCORINGS = (
 )
 
 
-def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """files: JSON; folders: where videos may lie.
+def load(
+    files: Sequence[Path], folders: Sequence[Path], tasks: Sequence[str] | None = None
+) -> Dataset:
+    """files: JSON; folders: where videos may lie; tasks: that are asked, None = all.
 
     Entries count by their id: of several with one id the first is asked, and `remarks` name the
     others. An entry without an id is asked under its place. Raises ConfigError for data that is not
@@ -106,17 +109,21 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         ids = _Ids()
         for place, entry in enumerate(entries_of(read_json(file), str(file))):
             if name := ids.take(place, entry):
-                items[entry.text("video")] += _items(entry, f"{file.stem}/{name}")
+                found = list(_items(entry, f"{file.stem}/{name}"))
+                if tasks is None or entry.text("task") in tasks:
+                    items[entry.text("video")] += found
         remarks += ids.remarks(file.name)
     videos = tuple(
         Video(name, find_video(folders, name), tuple(each)) for name, each in items.items()
     )
-    settings = {"data": digests(files), "prompts": "with their white space"}
+    settings: dict[str, Any] = {"data": digests(files), "prompts": "with their white space"}
+    if tasks is not None:
+        settings["tasks"] = sorted(tasks)
     return Dataset(
         "ovo-bench",
         videos,
-        GROUPS,
-        "groups",
+        GROUPS if tasks is None else _only(tasks),
+        "groups" if tasks is None else None,
         settings,
         ABOUT,
         tuple(remarks),
@@ -124,6 +131,14 @@ def load(files: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         scorings=SCORINGS,
         own_sampling=SAMPLING,
     )
+
+
+def _only(tasks: Sequence[str]) -> tuple[Group, ...]:
+    chosen = (
+        replace(group, tasks={key: name for key, name in group.tasks.items() if key in tasks})
+        for group in GROUPS
+    )
+    return tuple(group for group in chosen if group.tasks)
 
 
 class _Ids:

@@ -21,7 +21,7 @@ from vicort.benchmarks.evaluation.frame_arrays import FrameArraySource, is_frame
 from vicort.benchmarks.evaluation.items import Item, Reply, Video
 from vicort.benchmarks.evaluation.own_sampling import OwnSampling
 from vicort.benchmarks.evaluation.rules import is_settled
-from vicort.runtime.core import Answer, Frame, Question, Sampling, Summary
+from vicort.runtime.core import Answer, Constraint, Frame, Question, Sampling, Summary
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import SourceError, TruncatedSource, VicortError
 from vicort.runtime.policies.system import System
@@ -230,9 +230,7 @@ class _Pass:
 
     def _reply(self, session: AskedSession, asking: Asking) -> Reply:
         try:
-            answer: Answer = session.submit(
-                Question(asking.item.text, asking.at, sampling=self._sampling)
-            ).result()
+            answer: Answer = session.submit(self._question(asking)).result()
         except VicortError as error:
             return Reply(asking.item.id, asking.at, error=str(error))
         return Reply(
@@ -244,4 +242,15 @@ class _Pass:
             answer.tokens_read,
             answer.pages,
             answer.memory_from,
+            choices=answer.choices,
+            outside=answer.outside,
+        )
+
+    def _question(self, asking: Asking) -> Question:
+        choices = asking.item.choices
+        return Question(
+            asking.item.text,
+            asking.at,
+            sampling=self._sampling,
+            constraint=Constraint(choices=choices) if choices else None,
         )

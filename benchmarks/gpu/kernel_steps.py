@@ -79,6 +79,7 @@ class Case:
     shared: str = "all"
     layers: int = 2
     padding: bool = False  # some rows are padding
+    tree: bool = False  # rows are blocks within blocks, as of texts with common beginnings
     holes: bool = True  # some cells are empty, some slots none
     span: int = 30_000  # positions lie below this
 
@@ -92,6 +93,8 @@ def cases(spec: KernelSpec) -> Iterator[Case]:
     yield Case(5, 0, padding=True)
     yield Case(2, 3, span=128_000)
     yield Case(64, 70, padding=True, span=128_000)
+    yield Case(21, 12, tree=True)
+    yield Case(257, 33, tree=True, padding=True)
     yield Case(257, 33)
     yield Case(1, 32_768 // spec.page_tokens, holes=False)
     yield Case(128, 8_192 // spec.page_tokens)
@@ -129,6 +132,10 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
         pos[1::3] = -1
         for array in (q, k, v):
             array[1::3] = np.nan
+    until = np.full(case.rows, case.rows, np.int32)
+    if case.tree:  # row 4 * n is seen by three more, row 8 * n by seven, ...
+        row = np.arange(1, case.rows, dtype=np.int32)
+        until[1:] = row + (row & -row)
     empty = np.broadcast_to(where[..., 0] < 0, (slots, layers, heads, tokens))
     pool[np.broadcast_to(empty[:, :, :, None], pool.shape[:-1])] = np.nan
     named = np.unique(table[table >= 0])
@@ -139,6 +146,7 @@ def random_inputs(spec: KernelSpec, case: Case, seed: int = 0) -> Arrays:
         "pos": pos,
         "where": where,
         "segment": np.zeros(case.rows, np.int32),
+        "until": until,
         "table": table.reshape(1, spread_layers, spread_heads, case.pages),
     }
 
@@ -182,7 +190,7 @@ def plain_statement(
         for place, row in enumerate(rows):
             if not real[row]:
                 continue
-            before = np.flatnonzero(real[: row + 1])
+            before = np.flatnonzero(real[: row + 1] & (inputs["until"][: row + 1] > row))
             seen = np.concatenate([keys, new_keys[before]])
             weighed = np.concatenate([values, new_values[before]])
             scores = rotate(inputs["q"][row, group], pos[row], spec) @ seen.T * scale

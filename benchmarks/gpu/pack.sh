@@ -56,7 +56,7 @@ fetch() {  # BUNDLE FOLDER: its wheels, unpacked, for the machine that runs them
   local requirements
   mapfile -t requirements < <(awk -v bundle="$1" '$1 == bundle {print $2}' "$packages")
   local platforms=()
-  for glibc in manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014; do
+  for glibc in manylinux_2_31 manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014; do
     platforms+=(--platform "${glibc}_x86_64")
   done
   "$python" -m pip install --quiet --root-user-action ignore --no-deps --no-compile --only-binary=:all: \

@@ -51,6 +51,7 @@ def bounded_attention(
     v,
     pos,  # [rows,3] int32
     segment,  # [rows] int32
+    until,  # [rows] int32
     # the layer's first cell: [P] slots of `slot_cells` cells [2,PAGE,D]; the layer's cells, one
     # per head, come first
     pool,
@@ -223,9 +224,8 @@ def bounded_attention(
             sin,
         )
         value = tl.load(v + cell[:, None] + dim[None, :], mask=filled[:, None], other=0.0)
-        theirs = tl.load(segment + other, mask=filled, other=-1)
-        visible = filled[None, :] & (other[None, :] <= row[:, None])
-        visible = visible & (theirs[None, :] == its_segment[:, None])
+        hidden_from = tl.load(until + other, mask=filled, other=0)
+        visible = (other[None, :] <= row[:, None]) & (row[:, None] < hidden_from[None, :])
         highest, total, mixed = update(
             query_1, query_2, key_1, key_2, value, visible, scale, highest, total, mixed, PRECISION
         )

@@ -189,7 +189,7 @@ def _type(name: str, spec: KernelSpec, constants: dict[str, int | str]) -> str:
         return TYPES[spec.pool_dtype]
     if name in ("partial", "rotary", "scales", "bias"):
         return "*fp32"
-    if name in ("pos", "segment", "where", "table", "slots", "cells", "places"):
+    if name in ("pos", "segment", "until", "where", "table", "slots", "cells", "places"):
         return "*i32"
     return "fp32" if name == "scale" else "i32"
 

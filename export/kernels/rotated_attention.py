@@ -174,6 +174,7 @@ def rotated_attention(
     bias,
     pos,  # [rows,3] int32
     segment,  # [rows] int32
+    until,  # [rows] int32
     out,  # [rows,kv_heads*GROUP,D]
     partial,  # as of bounded_attention
     rows,
@@ -251,9 +252,8 @@ def rotated_attention(
         key = tl.load(key_tile + start * D + cell)
         value = tl.load(value_tile + start * D + cell)
         filled = tl.load(pos + other * 3, mask=other < end, other=-1) >= 0
-        whose = tl.load(segment + other, mask=filled, other=-1)
-        # rows of padding see padding, which is zeros
-        visible = (whose[None, :] == its_segment[:, None]) & (other[None, :] <= row[:, None])
+        hidden_from = tl.load(until + other, mask=filled, other=0)
+        visible = (other[None, :] <= row[:, None]) & (row[:, None] < hidden_from[None, :])
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(visible, score, float("-inf"))
         now_highest = tl.maximum(highest, tl.max(score, 1))

@@ -19,6 +19,7 @@ class Cache(NamedTuple):
     """What bounded_attention reads besides the new tokens."""
 
     segment: Tensor
+    until: Tensor
     pool: Tensor
     where: Tensor
     table: Tensor
@@ -43,6 +44,8 @@ class LanguageModel(nn.Module):
         features: Tensor,
         pos: Tensor,
         segment: Tensor,
+        until: Tensor,
+        ends: Tensor,
         pool: Tensor,
         where: Tensor,
         table: Tensor,
@@ -51,30 +54,27 @@ class LanguageModel(nn.Module):
         """One run over C new rows.
 
         features: [C,width] visual tokens and embedded tokens of text, of the model's dtype. pos,
-        segment, pool, where, table, scales: as bounded_attention takes them; a row whose t is -1 is
-        padding and changes no other row.
+        segment, until, pool, where, table, scales: as bounded_attention takes them; a row whose t
+        is -1 is padding and changes no other row. ends: [E] int32, rows whose hidden states leave.
 
-        Returns hidden [1,width], of the model's dtype, of the last row that is not padding, for
-        `OutputHead`; k and v [L,C,Hkv,D], not rotated, of the model's dtype; q [L,Hq,D] float32,
-        not rotated, the mean over the rows that are not padding; queries [L,R,Hq,D] float32, not
-        rotated, of the last R = OBSERVED_ROWS rows that are not padding, oldest first, after zeros
-        if there are fewer.
+        Returns hidden [E,width], of the model's dtype, of the rows `ends`, for `OutputHead`; k and
+        v [L,C,Hkv,D], not rotated, of the model's dtype; q [L,Hq,D] float32, not rotated, the mean
+        over the rows that are not padding; queries [L,R,Hq,D] float32, not rotated, of the last
+        R = OBSERVED_ROWS rows that are not padding, oldest first, after zeros if there are fewer.
         """
         real = pos[:, 0] >= 0
         observed = last_rows(real, OBSERVED_ROWS)
         x = torch.where(real[:, None], features, 0)
         keys, values, means, queries = [], [], [], []
-        cache = Cache(segment, pool, where, table, scales)
+        cache = Cache(segment, until, pool, where, table, scales)
         for layer in self.layers:
             x, k, v, q = layer(x, pos, cache)
             keys.append(k)
             values.append(v)
             means.append(mean_row(q, real))
             queries.append(pick_rows(q, observed))
-        row = torch.arange(pos.shape[0], device=pos.device)
-        last = torch.where(real, row, 0).amax(0, keepdim=True)
         return (
-            self.norm(x.index_select(0, last)),
+            self.norm(x.index_select(0, ends)),
             torch.stack(keys),
             torch.stack(values),
             torch.stack(means),
@@ -83,7 +83,7 @@ class LanguageModel(nn.Module):
 
 
 class OutputHead(nn.Module):
-    """From the last row of a run to the chances of the next token. It is a graph of its own: most
+    """From rows of a run to the chances of the token after each. It is a graph of its own: most
     runs need no logits."""
 
     def __init__(self, language: LanguageModel):
@@ -91,7 +91,7 @@ class OutputHead(nn.Module):
         self.lm_head = language.lm_head
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [1,width] of the model's dtype -> logits [1,V] float32."""
+        """hidden: [E,width] of the model's dtype -> logits [E,V] float32."""
         return self.lm_head(hidden).float()
 
 

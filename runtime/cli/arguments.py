@@ -12,7 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vicort.runtime.alerts.alert_file import AlertFile, load_alerts
 from vicort.runtime.change_asker import SHOWS_CHANGES, check_shows_changes
+from vicort.runtime.cli.alert_options import (
+    add_alert_options,
+    check_needs_alerts,
+    check_no_conflict,
+    names_alerts,
+    sources_of,
+)
+from vicort.runtime.cli.answer_form import AnswerForm, add_form_options, read_form
 from vicort.runtime.cli.moments import Moment, parse_moment
 from vicort.runtime.cli.presets import PRESETS, preset_text
 from vicort.runtime.cli.questions import (
@@ -56,6 +65,9 @@ class Options:
     """A checked command line."""
 
     sources: tuple[str | tuple[str, ...], ...]  # a tuple of images is one source
+    alerts: AlertFile | None = None
+    streams: tuple[str, ...] = ()  # of the alert file, one for each source
+    deliver: bool = False  # alerts of recorded sources, too
     engine_dir: Path | None = None  # None = the engines of the tiny model
     verify_engines: bool = False
     system: str | System = DEFAULT_SYSTEM
@@ -85,6 +97,7 @@ class Options:
     typed_questions: bool = False  # whether stdin brings more questions
     serve_socket: Path | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
+    form: AnswerForm = AnswerForm()  # noqa: RUF009 (frozen)
     dry_run: bool = False
     show_system: bool = False
     success_on_sigterm: bool = False
@@ -98,6 +111,26 @@ class Options:
     @property
     def chosen_system(self) -> System:
         return self.system if isinstance(self.system, System) else load_system(self.system)
+
+    @property
+    def sessions(self) -> int:
+        """How many share the memory: one for each source, or for each zone that an alert names."""
+        if self.alerts is None:
+            return len(self.sources)
+        alerts = self.alerts
+        return sum(len({each.zone for each in alerts.of_stream(name)}) for name in self.streams)
+
+    def of_sources(self) -> list[Options]:
+        """The options of each source."""
+        return [self.of_source(number) for number in range(len(self.sources))]
+
+    def of_source(self, number: int) -> Options:
+        """The same, with what the alert file says about this stream."""
+        if self.alerts is None:
+            return self
+        entry = self.alerts.streams[self.streams[number]]
+        fps = self.fps if entry.fps is None else entry.rate
+        return replace(self, system=entry.system or self.system, fps=fps)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -124,7 +157,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     Raises VicortError, and SystemExit after --help and --version.
     """
     typed = _parse(sys.argv[1:] if arguments is None else list(arguments))
-    typed.sources = grouped(typed.sources)
+    alerts = None
+    if typed.alerts is not None:
+        check_no_conflict(typed)
+        alerts = load_alerts(typed.alerts)
+        streams, typed.sources = sources_of(alerts, typed.sources)
+    else:
+        check_needs_alerts(typed)
+        streams, typed.sources = (), grouped(typed.sources)
     sampling = Sampling(
         temperature=typed.temperature,
         top_p=typed.top_p,
@@ -135,6 +175,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         max_tokens=typed.max_tokens,
     )
     TokenChoice(sampling)
+    form = read_form(typed)
     defaults = _preset_defaults(typed)
     _check_output(typed)
     if typed.success_on_sigterm and typed.until:
@@ -156,6 +197,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         check_input_format(typed.input_format)
     options = Options(
         sources=tuple(typed.sources),
+        alerts=alerts,
+        streams=streams,
+        deliver=typed.deliver,
         engine_dir=typed.engine_dir,
         verify_engines=typed.verify_engines,
         system_prompt=typed.system_prompt,
@@ -174,12 +218,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         isolate=not typed.in_process,
         patience=_patience(typed),
         limits=_limits(typed),
-        questions=_questions(typed, sampling),
-        recurring=_recurring(typed, sampling),
-        at_changes=_at_changes(typed, sampling),
+        questions=_questions(typed, sampling, form),
+        recurring=_recurring(typed, sampling, form),
+        at_changes=_at_changes(typed, sampling, form),
         typed_questions=str(typed.questions) == STDIN,
         serve_socket=typed.serve_socket,
         sampling=sampling,
+        form=form,
         dry_run=typed.dry_run,
         show_system=typed.show_system,
         success_on_sigterm=typed.success_on_sigterm,
@@ -205,7 +250,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             "`vicort-run clip.mp4 --ask 'what is there now?'`; `vicort-run --help` lists the rest"
         )
     watches = SHOW_SYSTEM not in arguments
-    parser = _parser(takes_sources=watches)
+    parser = _parser(takes_sources=watches, alerts=names_alerts(arguments))
     typed, rest = parser.parse_known_args(arguments)
     if unknown := [text for text in rest if watches or text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -213,7 +258,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return typed
 
 
-def _parser(takes_sources: bool) -> ArgumentParser:
+def _parser(takes_sources: bool, alerts: bool = False) -> ArgumentParser:
     parser = ArgumentParser(
         "vicort-run",
         description="Watch a video stream and answer questions about it while it plays.",
@@ -222,9 +267,10 @@ def _parser(takes_sources: bool) -> ArgumentParser:
     if takes_sources:
         parser.add_argument(
             "sources",
-            nargs="+",
+            nargs="*" if alerts else "+",
             metavar="SOURCE",
-            help=f"{FORMS}; several sources run at the same time, several images are one source",
+            help=f"{FORMS}; several sources run at the same time, several images are one source; "
+            "with --alerts instead of the file's own: one for every stream, or STREAM=SOURCE",
         )
     parser.add_argument(
         "--version", action="version", version=f"vicort {metadata.version('vicort')}"
@@ -292,6 +338,7 @@ def _parser(takes_sources: bool) -> ArgumentParser:
     _add_live(parser.add_argument_group("live sources"))
     _add_video(parser.add_argument_group("video"))
     _add_questions(parser.add_argument_group("questions"))
+    add_alert_options(parser.add_argument_group("alerts"))
     _add_sampling(parser.add_argument_group("answers"))
     _add_output(parser.add_argument_group("output"))
     add_log_options(parser)
@@ -533,6 +580,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         default=default.max_tokens,
         help="maximum number of tokens in an answer (default: %(default)s)",
     )
+    add_form_options(group)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -686,12 +734,14 @@ def _limits(typed: argparse.Namespace) -> Limits:
     return Limits(typed.max_pixels, typed.max_fps, typed.max_decode_time, memory)
 
 
-def _questions(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
+def _questions(
+    typed: argparse.Namespace, sampling: Sampling, form: AnswerForm
+) -> tuple[Question, ...]:
     first, last = _range(typed)
     asked = [limited(parse_ask(text), first, last, "--ask") for text in typed.ask]
     if typed.questions and str(typed.questions) != STDIN:
         asked += read_questions(typed.questions)
-    return with_ids([replace(question, sampling=sampling) for question in asked])
+    return with_ids([replace(form.fill(question), sampling=sampling) for question in asked])
 
 
 def _range(typed: argparse.Namespace) -> tuple[Moment | None, Moment | None]:
@@ -709,7 +759,9 @@ def _range(typed: argparse.Namespace) -> tuple[Moment | None, Moment | None]:
     return first, last
 
 
-def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[RecurringQuestion, ...]:
+def _recurring(
+    typed: argparse.Namespace, sampling: Sampling, form: AnswerForm
+) -> tuple[RecurringQuestion, ...]:
     if not 0 <= typed.until_probability <= 1:
         raise ConfigError(
             f"--until-probability {typed.until_probability:g} is no probability: give 0 (any yes) "
@@ -724,7 +776,9 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
             )
         found.append(
             RecurringQuestion(
-                Question(_words(text, "--every"), None, f"every{number}", None, sampling),
+                form.fill(
+                    Question(_words(text, "--every"), None, f"every{number}", None, sampling)
+                ),
                 Fraction(seconds),
             )
         )
@@ -736,7 +790,7 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
     for text in typed.until:
         found.append(
             RecurringQuestion(
-                Question(_words(text, "--until"), None, "until", None, sampling),
+                form.fill(Question(_words(text, "--until"), None, "until", None, sampling)),
                 UNTIL_SECONDS,
                 until_yes=True,
                 least=typed.until_probability,
@@ -745,9 +799,11 @@ def _recurring(typed: argparse.Namespace, sampling: Sampling) -> tuple[Recurring
     return tuple(found)
 
 
-def _at_changes(typed: argparse.Namespace, sampling: Sampling) -> tuple[Question, ...]:
+def _at_changes(
+    typed: argparse.Namespace, sampling: Sampling, form: AnswerForm
+) -> tuple[Question, ...]:
     return tuple(
-        Question(_words(text, "--at-changes"), None, f"change{number}", None, sampling)
+        form.fill(Question(_words(text, "--at-changes"), None, f"change{number}", None, sampling))
         for number, text in enumerate(typed.at_changes, 1)
     )
 

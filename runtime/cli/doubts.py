@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vicort.runtime.alerts.alert_session import AlertSession
 from vicort.runtime.core import Answer, Question
 from vicort.runtime.safe_text import shown
 from vicort.runtime.session import Session
@@ -21,7 +22,7 @@ class Doubts:
         self._guessed: set[str] = set()
         self._empty: set[str] = set()
 
-    def asked(self, session: Session, question: Question) -> None:
+    def asked(self, session: Session | AlertSession, question: Question) -> None:
         """Warn if the model cannot read a word of the question."""
         if not _is_new(question.text, self._unread):
             return

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from vicort.runtime.assembly import check_system
 from vicort.runtime.cli.checkpoint_info import CheckpointInfo, checkpoint_info, checkpoint_lines
@@ -25,6 +26,7 @@ from vicort.runtime.devices.pages import page_bytes
 from vicort.runtime.engines.bfloat16 import COST, computes_in_float32
 from vicort.runtime.engines.engine_set import pool_dtype
 from vicort.runtime.errors import EngineError, VicortError
+from vicort.runtime.language.choice_calibration import ChoiceCalibration
 from vicort.runtime.locations import find_engine_dir
 from vicort.runtime.manifest import FILE_NAME, Manifest, read_manifest
 from vicort.runtime.memory.budget import MemoryRequest
@@ -72,6 +74,7 @@ class EngineInfo:
     seconds_a_gb: float  # of a stream of which nothing is dropped
     machine: MachineMemory
     missing: str  # why these engines do not run here; "" if nothing is known against it
+    calibration: dict[str, Any] | None  # of the probabilities of choices; None: not calibrated
     systems: dict[str, SystemInfo]
 
 
@@ -161,6 +164,7 @@ def info(
     manifest = read_manifest(folder)
     model = manifest.model
     machine, missing = machine_for(folder, manifest)
+    fitted = ChoiceCalibration.of_folder(folder).fitted
     of_page = page_bytes(model, pool_dtype(manifest))
     of_second = model.fps / UNIT_FRAMES * unit_pages(model) * of_page
     return EngineInfo(
@@ -184,6 +188,7 @@ def info(
         seconds_a_gb=GB / of_second,
         machine=machine,
         missing=missing,
+        calibration=fitted.model_dump(exclude={"schema_version", "engines"}) if fitted else None,
         systems={name: _system(name, folder, manifest, machine, request) for name in systems},
     )
 
@@ -240,8 +245,19 @@ def lines(found: EngineInfo) -> list[str]:
         "here": found.missing or machine_text(found.machine),
         **({"note": COST} if computes_in_float32(found.backend, found.precision) else {}),
     }
+    if found.calibration:
+        rows["choices"] = _calibration_text(**found.calibration)
     systems = [f"  {name:17} {_system_text(each)}" for name, each in found.systems.items()]
     return [found.folder, *(f"  {key:11} {text}" for key, text in rows.items()), *systems]
+
+
+def _calibration_text(
+    temperature: float, questions: int, ece_before: float, ece_after: float
+) -> str:
+    return (
+        f"at temperature {temperature:.3g}, fitted on {questions} questions; calibration error of "
+        f"others {ece_before:.3f}, then {ece_after:.3f}"
+    )
 
 
 def _system_text(found: SystemInfo) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -66,8 +66,9 @@ class WrittenQuestion(Question):
                 f"until {_text(self.last)} is before the stream began, at {_began(source)}: give a "
                 "later moment"
             )
+        plain = {each.name: getattr(self, each.name) for each in fields(Question)}
         return replace(
-            Question(self.text, self.at, self.id, self.conversation, self.sampling),
+            Question(**plain),
             since=None if since is None else max(since, Fraction(0)),
             until=until,
         )

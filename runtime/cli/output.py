@@ -40,6 +40,11 @@ class Output:
             with self._lock:
                 self._write(lambda: self._writer.write(event, source))
 
+    def last_event(self, event: Event) -> None:
+        """Write an event of the run as a whole, also after `close`."""
+        with self._lock:
+            self._write(lambda: self._writer.write(event, ""), at_end=True)
+
     def token(self, answer_id: str, question: str, text: str) -> None:
         with self._lock:
             self._write(lambda: self._writer.token(answer_id, question, text))
@@ -91,7 +96,7 @@ class Output:
                 self._bar.update(frames - self._bar.n)
 
     def close(self) -> None:
-        """Ignore all later events."""
+        """Ignore all later events, but for `last_event`."""
         with self._lock:
             self._closed = True
 
@@ -112,8 +117,8 @@ class Output:
         with suppress(OSError):  # nobody reads stderr, and events may still be read
             print(f"{broken_line}vicort-run: {line}", file=self._errors, flush=True)
 
-    def _write(self, write: Callable[[], None]) -> None:
-        if self._closed or self._failure is not None:
+    def _write(self, write: Callable[[], None], at_end: bool = False) -> None:
+        if (self._closed and not at_end) or self._failure is not None:
             return
         self._clear_bar()
         try:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TextIO
 
+from vicort.runtime.cli.answer_form import FREE_TEXT, AnswerForm
 from vicort.runtime.cli.questions import MAX_LINE, Submit, parse_typed
 from vicort.runtime.core import Answer, Sampling
 from vicort.runtime.errors import QuestionError, SessionClosed
@@ -28,9 +29,11 @@ class QuestionRouter:
     Thread-safe.
     """
 
-    def __init__(self, sampling: Sampling, streams: int = 1) -> None:
-        """streams: number of streams that will call `enter`."""
+    def __init__(self, sampling: Sampling, streams: int = 1, form: AnswerForm = FREE_TEXT) -> None:
+        """streams: number of streams that will call `enter`. form: of answers whose questions do
+        not say it."""
         self._sampling = sampling
+        self._form = form
         self._missing = streams
         self.complete = threading.Event()  # set once every stream has entered
         self._streams: dict[str, Submit] = {}
@@ -72,7 +75,9 @@ class QuestionRouter:
                 f"{line_name} is nested too deeply: send one flat object"
             ) from error
         question = replace(
-            question, id=question.id or f"t{next(self._count)}", sampling=self._sampling
+            self._form.fill(question),
+            id=question.id or f"t{next(self._count)}",
+            sampling=self._sampling,
         )
         with self._lock:  # held until submitted, so that no stream closes in between
             streams = self._streams

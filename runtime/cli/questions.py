@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vicort.runtime.cli.answer_form import FORM_KEYS, parse_form
 from vicort.runtime.cli.moments import MOMENT_FORMS, Moment, WrittenQuestion, parse_moment
 from vicort.runtime.core import MAX_SECONDS, Answer, Question
 from vicort.runtime.errors import QuestionError
@@ -19,7 +20,7 @@ from vicort.runtime.safe_text import is_text, lines_of, read_text, shown
 
 ASK_FORM = '--ask "[@SECONDS] QUESTION", such as --ask "@12.5 what color was the circle?"'
 LINE_FORM = '{"at": 12.5, "question": "what color was the circle?", "id": "a"}'
-KEYS = ("at", "question", "id", "conversation", "since", "until")
+KEYS = ("at", "question", "id", "conversation", "since", "until", *FORM_KEYS)
 MAX_LINE = 65_536  # bytes from a socket, characters elsewhere
 MAX_FILE_BYTES = 64 << 20  # of a questions file
 MAX_DIGITS = 40  # of a number of seconds
@@ -38,7 +39,8 @@ def parse_ask(text: str) -> Question:
 
 def read_questions(path: Path | str) -> list[Question]:
     """Read a JSONL file with one object per line: question, and optionally at (seconds), id,
-    conversation, since and until (moments).
+    conversation, since and until (moments), choices (texts), regex, json_schema (an object), lark
+    and logprobs.
 
     Raises QuestionError, which names the line, also for a file without a question.
     """
@@ -143,11 +145,14 @@ def _parse_line(line: str, source_name: str) -> Question:
             f"{source_name}: at is {_plain(at)}: give at most {MAX_SECONDS} seconds, or null for "
             "the end of the stream"
         )
+    form = parse_form(content, source_name)
     question = Question(
         content["question"].strip(),
         None if at is None else Fraction(at),
         content.get("id", ""),
         content.get("conversation"),
+        constraint=form.constraint,
+        logprobs=form.logprobs,
     )
     first, last = (_moment(content.get(key), f"{source_name}: {key}") for key in ("since", "until"))
     return limited(question, first, last, source_name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from vicort.runtime.alerts.due_times import DueTimes
 from vicort.runtime.cli.questions import Submit
 from vicort.runtime.core import Answer, Question
 
@@ -40,7 +40,7 @@ class RecurringAsker:
         self._recurring = recurring
         self._submit = submit
         self._waits = waits
-        self._due = recurring.period
+        self._due = DueTimes(recurring.period)
         self._asked = 0
         self._answer: Future[Answer] | None = None
         self._yes = False
@@ -52,24 +52,24 @@ class RecurringAsker:
     def advance(self, at: Fraction) -> None:
         """Ask if the question is due before stream time `at`. Call it before the frame at that time
         is pushed. Raises the error of the previous answer."""
-        if at <= self._due or self.satisfied:
+        ticks = self._due.before(at)
+        if not ticks or self.satisfied:
             return
         if self._answer and not self._answer.done() and not self._waits:
-            ticks = self._ticks_before(at)
             self.skipped += ticks
-            self._due += ticks * self._recurring.period
+            self._due.skip(ticks)
             return
         if self._answer:
             self._answer.result()
         if self.satisfied:
             return
-        self._due += (self._ticks_before(at) - 1) * self._recurring.period  # asked once after a gap
+        self._due.skip(ticks - 1)  # asked once after a gap
         self._asked += 1
         question = self._recurring.question
         self._answer = self._submit(
-            replace(question, at=self._due, id=f"{question.id}.{self._asked}")
+            replace(question, at=self._due.next, id=f"{question.id}.{self._asked}")
         )
-        self._due += self._recurring.period
+        self._due.skip(1)
 
     @property
     def satisfied(self) -> bool:
@@ -88,10 +88,6 @@ class RecurringAsker:
             self._yes_counted = yes
             self.unsure += 1
             self.best = max(self.best, probability)
-
-    def _ticks_before(self, at: Fraction) -> int:
-        """Number of due times from the next one on that are before `at`."""
-        return math.ceil((at - self._due) / self._recurring.period)
 
 
 def says_yes(text: str) -> bool:

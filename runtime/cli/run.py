@@ -17,8 +17,9 @@ from pathlib import Path
 
 from vicort.runtime.assembly import check_system
 from vicort.runtime.child_command import run_child
+from vicort.runtime.cli.alert_run import AlertRun
 from vicort.runtime.cli.arguments import Options, parse_options
-from vicort.runtime.cli.info import budget_text, info, lines
+from vicort.runtime.cli.info import EngineInfo, budget_text, info, lines
 from vicort.runtime.cli.loading_bar import loading_bar
 from vicort.runtime.cli.moments import check_moments
 from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
@@ -134,13 +135,16 @@ def run(options: Options) -> int:
     if options.dry_run:
         return show_plan(options)
     output = Output(WRITERS[options.format](sys.stdout), sys.stderr, stats=options.stats)
-    labels = _labels(options.sources)
+    labels = _labels(options)
+    alerts = AlertRun(options, options.alerts, output) if options.alerts else None
     notes = Notes() if options.render else None
     with ExitStack() as stack:
         sources, failed = _open_all(options, output, labels, stack)
         trace = stack.enter_context(_traced(options.trace))
-        router = QuestionRouter(options.sampling, len(sources))
-        if options.serve_socket:  # before engines are built, which takes long
+        router = QuestionRouter(options.sampling, len(sources), options.form)
+        if alerts:  # before engines are built, which takes long
+            stack.enter_context(alerts.delivering(sources))
+        if options.serve_socket:
             stack.enter_context(QuestionSocket(options.serve_socket, router))
         engine_dir = options.engine_dir or _default_engines(options.log_level)
         refuse_other_schema(engine_dir)
@@ -162,7 +166,13 @@ def run(options: Options) -> int:
             Session.open,
             notes,
         )
-        watches = [Watch(source, context, label) for label, source in sources.items()]
+        if alerts:
+            watches = [
+                alerts.watch(source, labels.index(label), context, label)
+                for label, source in sources.items()
+            ]
+        else:
+            watches = [Watch(source, context, label) for label, source in sources.items()]
         code = watches[0].run() if len(watches) == 1 else watch_together(watches, context)
         code = max(code, failed)
     if notes:
@@ -209,30 +219,44 @@ def show_plan(options: Options) -> int:
     refuse_other_schema(folder)
     request = _memory_request(options)
     found = info(folder, (), request)
-    system = options.chosen_system
+    sources = len(options.sources)
+    plans = {f", for each of {sources} sources" if sources > 1 else "": options}
+    if options.streams:
+        names = (f", for stream {name}" for name in options.streams)
+        plans = dict(zip(names, options.of_sources(), strict=True))
+    planned = [
+        line for whose, own in plans.items() for line in _plan(own, whose, folder, found, request)
+    ]
+    if found.missing:
+        raise EngineError(f"{folder} does not run here: {found.missing}")
+    print_safely(*lines(found))
+    _print_preset(options)
+    print_safely(*planned)
+    if doubt := _speech_doubt(options, read_manifest(folder).build_command):
+        print_safely(f"  {'warning':11} {doubt}")
+    return 0
+
+
+def _plan(
+    own: Options, whose: str, folder: Path, found: EngineInfo, request: MemoryRequest
+) -> list[str]:
+    """What a source would take. whose: says which one."""
+    system = own.chosen_system
     fitted = check_system(
         system,
         folder,
         read_manifest(folder),
         found.machine,
         request,
-        options.system_prompt,
-        known_rate(options.fps),
+        own.system_prompt,
+        known_rate(own.fps),
     )
-    rate = None if options.fps == "source" else float(options.fps or system.frame_rate(found.fps))
-    if found.missing:
-        raise EngineError(f"{folder} does not run here: {found.missing}")
-    print_safely(*lines(found))
-    _print_preset(options)
-    sources = len(options.sources)
-    each = f", for each of {sources} sources" if sources > 1 else ""
-    print_safely(f"  {'system':11} {system.name}{each}")
-    print_safely(f"  {'budget':11} {budget_text(fitted.event(rate))}")
-    if fitted.given_up:
-        print_safely(f"  {'':11} {fitted.given_up}")
-    if doubt := _speech_doubt(options, read_manifest(folder).build_command):
-        print_safely(f"  {'warning':11} {doubt}")
-    return 0
+    rate = None if own.fps == "source" else float(own.fps or system.frame_rate(found.fps))
+    plan = [
+        f"  {'system':11} {system.name}{whose}",
+        f"  {'budget':11} {budget_text(fitted.event(rate))}",
+    ]
+    return [*plan, *([f"  {'':11} {fitted.given_up}"] if fitted.given_up else [])]
 
 
 def _speech_doubt(options: Options, build_command: str) -> str:
@@ -246,22 +270,20 @@ def _print_preset(options: Options) -> None:
 
 
 def _memory_request(options: Options) -> MemoryRequest:
-    return MemoryRequest(
-        options.device_mb, options.host_mb, len(options.sources), options.memory_share
-    )
+    return MemoryRequest(options.device_mb, options.host_mb, options.sessions, options.memory_share)
 
 
 def _open_engines(
     folder: Path, options: Options, request: MemoryRequest, output: Output
 ) -> EngineSet:
     """Engines for all sessions. What they would refuse is refused before engines are loaded."""
-    system = options.chosen_system
 
     def check(manifest: Manifest, machine: MachineMemory) -> None:
         if doubt := _speech_doubt(options, manifest.build_command):
             output.warn(doubt)
-        prompt, fps = options.system_prompt, known_rate(options.fps)
-        check_system(system, folder, manifest, machine, request, prompt, fps)
+        for each in {own.chosen_system.name: own for own in options.of_sources()}.values():
+            prompt, fps = each.system_prompt, known_rate(each.fps)
+            check_system(each.chosen_system, folder, manifest, machine, request, prompt, fps)
 
     with loading_bar(sys.stderr) as progress:
         engines = EngineSet.open(
@@ -328,12 +350,14 @@ def _stop(watches: Sequence[Watch], threads: Sequence[threading.Thread]) -> None
             thread.join(max(0.0, limit - time.monotonic()))
 
 
-def _labels(specs: Sequence[str | tuple[str, ...]]) -> list[str]:
-    """The source labels in events: "" for a single source, otherwise redacted names, with a number
-    where two names are the same."""
-    if len(specs) == 1:
+def _labels(options: Options) -> list[str]:
+    """The source labels in events: "" for a single source, otherwise names of streams, or redacted
+    names, with a number where two names are the same."""
+    if len(options.sources) == 1:
         return [""]
-    names = [redact_url(name_of(spec)) for spec in specs]
+    if options.streams:
+        return list(options.streams)
+    names = [redact_url(name_of(spec)) for spec in options.sources]
     return [
         name if names.count(name) == 1 else f"{name}#{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
@@ -347,9 +371,9 @@ def _open_all(
     and the others run. Raises SourceError for anything else, or if none is left."""
     opened: dict[str, Source] = {}
     failure: SourceError | None = None
-    for spec, label in zip(options.sources, labels, strict=True):
+    for own, spec, label in zip(options.of_sources(), options.sources, labels, strict=True):
         try:
-            opened[label] = stack.enter_context(_open(spec, options, output, label))
+            opened[label] = stack.enter_context(_open(spec, own, output, label))
         except SourceError as error:
             if not label or not isinstance(spec, str) or "://" not in spec:
                 raise
@@ -391,7 +415,7 @@ def _open(spec: str | tuple[str, ...], options: Options, output: Output, label: 
     except QuestionError:
         source.close()
         raise
-    if source.live and options.on_lag is None:
+    if source.live and options.on_lag is None and not options.alerts:
         output.warn(
             f"{source.name} looks live, and its frames wait while the pipeline is full: use "
             "--live to drop the oldest frames instead",
@@ -407,6 +431,8 @@ def _decode(options: Options) -> Decode:
     """
     engine_dir = options.engine_dir or find_engine_dir(MODEL)
     on_gpu = engine_dir is not None and backend_of(engine_dir) == "tensorrt"
+    if options.alerts:  # whose masks and evidence need pictures in host memory
+        return "cpu"
     if options.decode == "gpu" and not on_gpu:
         raise ConfigError(
             "--decode gpu needs engines for an NVIDIA GPU: leave it out, or build them with "

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, TypeGuard
 
+from vicort.runtime.alerts.alert_session import AlertSession
 from vicort.runtime.change_asker import SHOWS_CHANGES, ChangeAsker
 from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.doubts import Doubts
@@ -31,6 +32,7 @@ from vicort.runtime.session import Session
 from vicort.runtime.sources import Source
 from vicort.runtime.sources.source import Wanted
 
+AnySession = Session | AlertSession
 NEVER_YES = 1  # exit code: the sources ended before --until was answered with yes
 POLL = 0.05  # seconds between checks whether to stop
 TYPED_SECONDS = 5.0  # how long a silent stdin is waited for after the last frame
@@ -49,7 +51,7 @@ class RunContext:
     typed_questions: TypedQuestions | None
     stopping: threading.Event  # when set, every source ends at its next frame
     status: ServiceStatus
-    open_session: Callable[..., Session] = Session.open
+    open_session: Callable[..., AnySession] = Session.open
     notes: Notes | None = None  # collects what --render draws
 
 
@@ -102,7 +104,7 @@ class Watch:
             finally:
                 self._context.router.leave(self.label)
 
-    def _show_budget(self, session: Session) -> None:
+    def _show_budget(self, session: AnySession) -> None:
         fitted = session.fitted
         if fitted.given_up:
             self._output.warn(fitted.given_up, self.label)
@@ -122,7 +124,7 @@ class Watch:
         """Whether frames wait for what is asked before them."""
         return self._on_lag == "wait"
 
-    def _watch(self, session: Session) -> int:
+    def _watch(self, session: AnySession) -> int:
         context = self._context
         submit = partial(self._submit_own, session)
         for question in context.options.questions:
@@ -155,7 +157,7 @@ class Watch:
             raise self._failed
         return code
 
-    def _feed(self, session: Session) -> int:
+    def _feed(self, session: AnySession) -> int:
         """Push the frames that the session wants, each when it is due. Returns an exit code."""
         self.source.expect(session.rate)
         try:
@@ -175,7 +177,7 @@ class Watch:
             return error.exit_code
         return 0
 
-    def _wants(self, session: Session, at: Fraction) -> Wanted:
+    def _wants(self, session: AnySession, at: Fraction) -> Wanted:
         captured = self._pace.wait(at) if self._pace else time.monotonic()
         if self._context.notes:
             self._context.notes.frame(at)
@@ -191,12 +193,12 @@ class Watch:
             self._meter.captured(at, captured)
         return wanted
 
-    def _ask_at_start(self, session: Session) -> None:
+    def _ask_at_start(self, session: AnySession) -> None:
         asked, self._at_start = self._at_start, []
         for question in asked:
             self._submit_own(session, question)
 
-    def _make_change_askers(self, session: Session) -> list[ChangeAsker]:
+    def _make_change_askers(self, session: AnySession) -> list[ChangeAsker]:
         questions = self._context.options.at_changes
         if not questions:
             return []
@@ -211,7 +213,7 @@ class Watch:
             ChangeAsker(each, system, waits=self._waits, chunk_frames=frames) for each in questions
         ]
 
-    def _ask_at_changes(self, session: Session) -> None:
+    def _ask_at_changes(self, session: AnySession) -> None:
         """Ask about changes that are in memory; where frames wait, first let all chunks get
         there."""
         if self._change_askers and self._waits:
@@ -235,7 +237,7 @@ class Watch:
             if not typed.by_hand and typed.silent_since(ended) > TYPED_SECONDS:
                 return
 
-    def _ask_now(self, session: Session, question: Question) -> Future:
+    def _ask_now(self, session: AnySession, question: Question) -> Future:
         return self._submit(
             session, replace(question, at=session.now) if question.at is None else question
         )
@@ -247,7 +249,7 @@ class Watch:
             return False
         return question.needs_start
 
-    def _submit_held(self, session: Session, at_end: bool) -> None:
+    def _submit_held(self, session: AnySession, at_end: bool) -> None:
         """Submit the held questions: those with a time, and `at_end` the others, too."""
         held, self._held = self._held, []
         for question in held:
@@ -259,7 +261,7 @@ class Watch:
             except QuestionError as error:  # the stream goes on for the others
                 self._failed = self._failed or error
 
-    def _submit_own(self, session: Session, question: Question) -> Future:
+    def _submit_own(self, session: AnySession, question: Question) -> Future:
         """A question of the command line: that it has no answer fails the run at its end."""
         answer = self._submit(session, question)
         answer.add_done_callback(self._answered)
@@ -269,7 +271,7 @@ class Watch:
         if not answer.cancelled() and (error := answer.exception()):
             self._failed = self._failed or error
 
-    def _submit(self, session: Session, question: Question) -> Future:
+    def _submit(self, session: AnySession, question: Question) -> Future:
         if isinstance(question, WrittenQuestion):
             question = question.of_source(self.source, session.now)
         answer = session.submit(question, partial(self._token, question.id, question.text))
@@ -293,7 +295,7 @@ class Watch:
         if isinstance(event, Answer):
             self._doubts.answered(event)
 
-    def _summarise(self, session: Session) -> None:
+    def _summarise(self, session: AnySession) -> None:
         options = self._context.options
         for question, changes in zip(options.at_changes, self._change_askers, strict=False):
             self._warn_skipped(question, changes.skipped)
@@ -306,6 +308,8 @@ class Watch:
                     "--until-probability sets what is enough",
                     self.label,
                 )
+        if isinstance(session, AlertSession):
+            self._output.event(session.counts(), self.label)
         summary = session.summary()
         self._output.event(
             replace(summary, realtime=self._meter.summary()) if self._meter else summary, self.label

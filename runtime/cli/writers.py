@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, TextIO
 
+from vicort.runtime.alerts.alert_event import AlertEvent, AlertsEvent, DeliveryEvent
 from vicort.runtime.core import (
     Answer,
     ChunkEvent,
@@ -23,10 +24,13 @@ from vicort.runtime.safe_text import printable, without_controls
 
 # how long a cue stays on the screen: the time of the next one is not known when it is written
 CUE_SECONDS = Fraction(4)
+SHOWN_CHOICES = 5  # of one answer, in text
 WHY_EMPTY: dict[WhyEmpty, str] = {
     "ended-at-once": "the model ended it at once",
     "stop-text": "it begins with a stop text",
     "no-text": "its tokens stand for none",
+    "unchanged": "not asked, as nothing has changed since it was asked last",
+    "unlike": "not asked, as nothing like it came since it was asked last",
 }
 
 
@@ -172,6 +176,15 @@ def _text_of(event: Event) -> str:
     match event:
         case Answer():
             return f"{event.question}\n  {event.text}   {_when(event)}\n"
+        case AlertEvent():
+            return _alert(event)
+        case AlertsEvent():
+            return "".join(
+                f"{name} on {event.stream}: {counts_text(counts)}\n"
+                for name, counts in event.alerts.items()
+            )
+        case DeliveryEvent():
+            return _delivery(event)
         case Spoken():
             return (
                 f"{float(event.at):.3f} s: {event.text}   [silence {event.silence:.3f}, first "
@@ -209,6 +222,35 @@ def _text_of(event: Event) -> str:
     raise TypeError(f"{event.name} has no text form")
 
 
+def _alert(event: AlertEvent) -> str:
+    series = ", ".join(f"{float(at):g} s {probability:.2f}" for at, probability in event.series)
+    delay = "" if event.delay_ms is None else f", {event.delay_ms:.0f} ms after its frame"
+    zone = f", zone {event.zone}" if event.zone else ""
+    files = "".join(f", {path}" for path in (event.picture, event.clip) if path)
+    described = f"\n  {event.description}" if event.description else ""
+    return (
+        f"{event.alert} {event.state} on {event.stream}{zone} at {float(event.at):.3f} s: "
+        f"{event.choice} {event.probability:.2f}   [{series}{delay}{files}]{described}\n"
+    )
+
+
+def counts_text(counts: dict[str, int]) -> str:
+    """
+    >>> counts_text({"asked": 9, "skipped": 0, "failed": 0, "fired": 1, "cleared": 1})
+    'asked 9, fired 1, cleared 1'
+    """
+    usual = ("asked", "fired", "cleared")
+    rare = (name for name in counts if name not in usual and counts[name])
+    return ", ".join(f"{name} {counts[name]}" for name in (*usual, *rare))
+
+
+def _delivery(event: DeliveryEvent) -> str:
+    return "".join(
+        f"delivery to {label}: {', '.join(f'{name} {value}' for name, value in state.items())}\n"
+        for label, state in event.state["targets"].items()
+    )
+
+
 def duration(seconds: float) -> str:
     """
     >>> duration(42.4), duration(700), duration(10_000)
@@ -237,8 +279,22 @@ def _when(answer: Answer) -> str:
     )
     times = f"asked at {float(answer.at):.3f} s{requested}, {seen}"
     empty = f", no text: {WHY_EMPTY[answer.empty]}" if answer.empty else ""
+    cut = "" if answer.complete else f", cut after {answer.tokens} tokens"
     doubt = f", a guess (probability {answer.probability:.2f})" if answer.doubtful else ""
-    return f"[{times}{_unread(answer)}{empty}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
+    if not answer.asked:
+        return f"[{times}{empty}]"
+    facts = f"{_unread(answer)}{_probabilities(answer)}{empty}{cut}"
+    return f"[{times}{facts}, first token after {answer.ttft_ms:.1f} ms{doubt}]"
+
+
+def _probabilities(answer: Answer) -> str:
+    """Of the likeliest choices, and of all other texts."""
+    if not answer.choices:
+        return ""
+    ranked = sorted(answer.choices.items(), key=lambda each: -each[1])
+    shown = "".join(f", {text} {chance:.2f}" for text, chance in ranked[:SHOWN_CHOICES])
+    more = f", {len(ranked) - SHOWN_CHOICES} more" if len(ranked) > SHOWN_CHOICES else ""
+    return f"{shown}{more}, other texts {answer.outside or 0:.2f}"
 
 
 def _unread(answer: Answer) -> str:

@@ -17,6 +17,11 @@ def padded_slots(count: int) -> int:
     return _bucket(count, 8, 8)
 
 
+def padded_ends(count: int) -> int:
+    """Rows of a run after which the next token is looked at: the next power of 2."""
+    return 1 << (count - 1).bit_length()
+
+
 def _bucket(count: int, step: int, steps_an_octave: int) -> int:
     """The smallest multiple of `step` that is not below `count`; the step doubles with each octave
     after the first two."""

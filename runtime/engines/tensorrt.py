@@ -62,9 +62,9 @@ FIELDS = {
     "frequencies": np.float32,
     "interleaved": np.int32,
 }
-INPUTS = ("q", "k", "v", "pos", "segment", "pool", "where", "table")
+INPUTS = ("q", "k", "v", "pos", "segment", "until", "pool", "where", "table")
 SCALES = "scales"  # the last input where the pool is int8
-INTEGERS = (3, 4, 6, 7)  # int32 inputs of the plugin: pos, segment, where, table
+INTEGERS = tuple(map(INPUTS.index, ("pos", "segment", "until", "where", "table")))  # int32
 POOL, TABLE = INPUTS.index("pool"), INPUTS.index("table")
 MAX_GRAPHS = 32  # CUDA graphs per engine and stream; each has an execution context
 GROWTH = 1.5  # factor for the memory of a stream's contexts when a run requires more
@@ -184,9 +184,9 @@ class BoundedAttention:
     """`vicort::BoundedAttention` as a TensorRT plugin, for build and run time. `_derive` adds the
     base classes.
 
-    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], segment [C], pool [P,L,Hkv,2,T,D], where
-    [P,L|1,Hkv|1,T,3], table [S,L|1,Hkv|1,N] and, of an int8 pool, scales [P,L,Hkv,2,T]; output
-    [C,Hq,D].
+    Inputs q [C,Hq,D], k and v [C,Hkv,D], pos [C,3], segment and until [C], pool [P,L,Hkv,2,T,D],
+    where [P,L|1,Hkv|1,T,3], table [S,L|1,Hkv|1,N] and, of an int8 pool, scales [P,L,Hkv,2,T];
+    output [C,Hq,D].
     """
 
     def __init__(self, module: Any, host: PluginHost, fields: dict[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from vicort.runtime.language.tokenizer_parts import check_parts
 from vicort.runtime.safe_text import brief, is_text, shown
 
 TOKENIZER_FILE = "tokenizer.json"
+MAX_STANDING = 1024  # questions of which the tokens are kept, as they are asked again and again
 MAX_TOKENIZER_BYTES = 64 << 20
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
@@ -45,7 +46,9 @@ class Prompt:
                 f"the tokenizer in {folder} has no token {video_token} for a video: use the "
                 "model's own tokenizer"
             )
+        self._standing: dict[str, tuple[int, ...]] = {}  # tokens of questions that were asked
         self._controls = _control_tokens(self._tokenizer)
+        self.controls = frozenset(self._controls)  # tokens that steer the model, and are no text
         self._system = system
         if system is not None:
             self._check_system(system)
@@ -66,6 +69,16 @@ class Prompt:
         earlier: the (question, answer) turns of the same conversation, already cached after the
         video.
         """
+        if not earlier and text in self._standing:
+            return list(self._standing[text])
+        tokens = self._question(text, earlier)
+        if not earlier:
+            if len(self._standing) >= MAX_STANDING:
+                self._standing.clear()
+            self._standing[text] = tuple(tokens)
+        return tokens
+
+    def _question(self, text: str, earlier: Sequence[tuple[str, str]]) -> list[int]:
         if not text.strip():
             raise QuestionError(
                 "the question is empty: ask something, for example --ask 'what is there now?'"
@@ -111,6 +124,22 @@ class Prompt:
         pairs = zip(found.tokens, found.offsets, strict=True)
         words = [text[slice(*place)] for token, place in pairs if token == unknown]
         return list({word.casefold(): word for word in words}.values())
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The library's own object, which nobody changes."""
+        return self._tokenizer
+
+    def rewritten(self, text: str) -> str:
+        """What the model writes where it means to write this text: its tokens, decoded."""
+        return self.decode([token for token in self.words(text) if token not in self.controls])
+
+    def token_text(self, token: int) -> str:
+        """The text of one token alone; of a control token its name, and empty for a row of the
+        logits that is no token."""
+        if token in self._controls:
+            return self._controls[token]
+        return self.decode([token])
 
     def token_id(self, token: str) -> int | None:
         """None if the model has no such token."""

@@ -30,8 +30,11 @@ class TokenChoice:
         self._random = np.random.default_rng(options.seed)
         self._seen = set(context)
 
-    def choose(self, logits: np.ndarray, answer: Sequence[int]) -> int:
-        """logits: [V] float; answer: the tokens so far. Greedy at temperature 0."""
+    def choose(
+        self, logits: np.ndarray, answer: Sequence[int], allowed: np.ndarray | None = None
+    ) -> int:
+        """logits: [V] float; answer: the tokens so far; allowed: [V] bool, of which one is True;
+        None = all. Greedy at temperature 0."""
         options = self.options
         logits = logits.astype(np.float64)
         penalty = float(options.repetition_penalty or 1)
@@ -39,9 +42,11 @@ class TokenChoice:
             seen = list(self._seen.union(answer))
             old = logits[seen]
             logits[seen] = np.where(old > 0, old / penalty, old * penalty)
+        if allowed is not None:
+            logits[~allowed] = -np.inf
         if not options.temperature:
             return int(np.argmax(logits))
-        order = _best(logits, options.top_k or len(logits))
+        order = best_tokens(logits, options.top_k or len(logits))
         chances = _softmax(logits[order], float(options.temperature))
         if options.top_p is not None and options.top_p < 1:
             count = int(np.searchsorted(np.cumsum(chances), options.top_p)) + 1
@@ -56,7 +61,7 @@ def log_probability(logits: np.ndarray, token: int) -> float:
     return float(shifted[token]) - math.log(float(np.exp(shifted).sum(dtype=np.float64)))
 
 
-def _best(logits: np.ndarray, count: int) -> np.ndarray:
+def best_tokens(logits: np.ndarray, count: int) -> np.ndarray:
     """The tokens of the largest logits, at most `count`, in descending order."""
     if count < len(logits):  # sorting a whole vocabulary takes 20 ms
         best = np.sort(np.argpartition(-logits, count - 1)[:count])

@@ -20,6 +20,8 @@ class ChunkFork:
     locations: tuple[PageLocation, ...]  # of its kept tokens
     digest: np.ndarray  # [width] float32
     next_text: int  # position of the first text token after it
+    positions: np.ndarray  # [n, 3] of its kept tokens
+    table: np.ndarray  # the page table that it was run over
 
     @property
     def units(self) -> list[int]:
@@ -28,6 +30,15 @@ class ChunkFork:
 
     def locations_of(self, units: Sequence[int]) -> list[PageLocation]:
         return [location for location in self.locations if location.page.unit in units]
+
+    def kept(self) -> list[tuple[int, Fraction, int]]:
+        """Number, end in seconds and kept tokens of each unit of which anything is kept."""
+        pages = [location.page for location in self.locations]
+        ends = {page.unit: page.end for page in pages}
+        return [
+            (unit, end, sum(page.tokens for page in pages if page.unit == unit))
+            for unit, end in ends.items()
+        ]
 
     def entry(self) -> ChunkEntry:
         """As retrieval sees it."""

@@ -24,6 +24,11 @@ class Lease:
         tiers.host_slots.lease(self._host)
 
     @property
+    def places(self) -> tuple[tuple[bool, int], ...]:
+        """Where the pages are: whether on the device, and in which slot."""
+        return tuple(self._layout)
+
+    @property
     def recalls(self) -> int:
         """Pages on the host, each of which needs a scratch slot on the device to be read."""
         return len(self._host)

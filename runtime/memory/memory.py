@@ -97,6 +97,11 @@ class Memory:
         # the chunk that is being filled, if a question has asked for it
         self.fork: ChunkFork | None = None
         self._newest_chunk = 0  # index of the chunk that has come
+        self.chunks_kept = 0  # chunks so far of which any token was kept
+        self.newest_kept = -1  # index of the newest of them
+        self.chunks_absorbed = 0  # that long-term memory has taken so far
+        # seconds, end of the newest unit that it has taken
+        self.absorbed_until: Fraction | None = None
 
     # ---- what the stream writes ----
 
@@ -132,6 +137,7 @@ class Memory:
             pages = sum(len(self.tiers.locations(unit)) for unit in units)
             entry = ChunkEntry(chunk.index, units, pages, last, queries)
             self.chunks.add(entry, digest)
+            self.chunks_kept, self.newest_kept = self.chunks_kept + 1, chunk.index
             if self.long_term and self.long_term.holds_window:
                 self._absorb(entry, self.long_term)
         self._leave_window(last)
@@ -142,6 +148,7 @@ class Memory:
         tokens_of_unit: Sequence[int],
         written: tuple[Array, Array] | None,
         positions: np.ndarray,
+        table: np.ndarray,
         digest: np.ndarray,
         next_text: int,
         stream: Stream,
@@ -149,8 +156,8 @@ class Memory:
         """Keep a chunk that is still being filled, for the questions that come before the next one
         is written; what the stream remembers does not change.
 
-        As `write_chunk`; written: k and v, None = no token is kept; next_text: position of the
-        first text token after it.
+        As `write_chunk`; written: k and v, None = no token is kept; table: what it was run over;
+        next_text: position of the first text token after it.
         """
         locations = (
             self.tiers.write_fork(unit_pages(chunk), tokens_of_unit, *written, positions, stream)
@@ -158,7 +165,33 @@ class Memory:
             else []
         )
         last = chunk.first_unit + chunk.units - 1
-        self.fork = ChunkFork(chunk.index, chunk.start, last, tuple(locations), digest, next_text)
+        self.fork = ChunkFork(
+            chunk.index, chunk.start, last, tuple(locations), digest, next_text, positions, table
+        )
+
+    def keep_fork(
+        self,
+        chunk: Chunk,
+        tokens_of_unit: Sequence[int],
+        positions: np.ndarray,
+        table: np.ndarray,
+        next_text: int,
+    ) -> bool:
+        """As `write_fork`, where the fork before is one of the same chunk, and nothing of what came
+        since is kept: then its pages are what a run would write again. Returns whether it is."""
+        fork = self.fork
+        if fork is None or fork.index != chunk.index or self.long_term or self.system.text.joins:
+            return False
+        kept = [
+            (page.unit, page.end, tokens)
+            for page, tokens in zip(unit_pages(chunk), tokens_of_unit, strict=True)
+            if tokens
+        ]
+        is_same = np.array_equal(fork.positions, positions) and np.array_equal(fork.table, table)
+        if not is_same or fork.kept() != kept:
+            return False
+        self.fork = replace(fork, last=chunk.first_unit + chunk.units - 1, next_text=next_text)
+        return True
 
     def begin_chunk(self, chunk: Chunk) -> None:
         """The next chunk comes, or a fork of it: the fork before is over."""
@@ -389,19 +422,22 @@ class Memory:
         besides those that are remembered; within: where the units lie that the policy chooses
         among.
         """
-        chunks = self._seen_chunks(fork)
-        if within:
-            chunks = ChunksWithin(chunks, self._pages_within(within, fork))
-        units = policy.choose(question, chunks)
-        if fork is None or not fork.locations:
-            return units
-        gone = {unit for index in self._displaced(fork.last) for unit in self.chunks[index].units}
+        units = policy.choose(question, self.seen_chunks(fork, within))
+        gone = self.displaced_by(fork)
         return [unit for unit in units if unit not in gone]
 
-    def _seen_chunks(self, fork: ChunkFork | None) -> IndexedChunks:
+    def seen_chunks(self, fork: ChunkFork | None, within: TimeRange | None = None) -> IndexedChunks:
+        """The chunks that a policy chooses among, see `choose`."""
+        chunks: IndexedChunks = self.chunks
+        if fork and fork.locations:
+            chunks = WithOpenChunk(self.chunks, fork.entry(), fork.digest)
+        return ChunksWithin(chunks, self._pages_within(within, fork)) if within else chunks
+
+    def displaced_by(self, fork: ChunkFork | None) -> set[int]:
+        """The units that leave once this chunk is full: its questions do not read them."""
         if fork is None or not fork.locations:
-            return self.chunks
-        return WithOpenChunk(self.chunks, fork.entry(), fork.digest)
+            return set()
+        return {unit for index in self._displaced(fork.last) for unit in self.chunks[index].units}
 
     def _pages_within(self, within: TimeRange, fork: ChunkFork | None) -> dict[int, int]:
         """How many pages each unit has that lies in the range."""
@@ -497,6 +533,10 @@ class Memory:
     def _absorb(self, chunk: ChunkEntry, long_term: LongTerm) -> None:
         departing = self._window.copy_of(chunk)
         self._reader_bytes += departing.k.nbytes + departing.v.nbytes
+        self.chunks_absorbed, self.absorbed_until = (
+            self.chunks_absorbed + 1,
+            departing.pages[-1].end,
+        )
         long_term.absorb(departing)
 
     def _new_stream_reader(self) -> StreamReader | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -37,13 +37,24 @@ class IndexedChunks(Protocol):
 
     def __iter__(self) -> Iterator[ChunkEntry]: ...
 
-    def cosines(self, vector: np.ndarray) -> np.ndarray:
-        """[n] float32: cosine of each digest with a vector [width]; 0 where one of them is 0."""
+    def at(self, place: int) -> ChunkEntry:
+        """The chunk at this place in the order of the stream, counted from 0."""
         ...
 
-    def likeness(self, index: int) -> np.ndarray:
-        """[n] float32: cosine of each digest with that of the chunk at `index` in the order of the
-        stream."""
+    def spanning(self, first: int, last: int) -> range:
+        """The places of the chunks that begin at unit `last` or before it, and end at unit `first`
+        or after it."""
+        ...
+
+    def cosines(self, vector: np.ndarray, places: range | None = None) -> np.ndarray:
+        """[n] float32: cosine of each digest with a vector [width]; 0 where one of them is 0.
+
+        places: of these chunks alone, None = of all.
+        """
+        ...
+
+    def likeness(self, index: int, places: range | None = None) -> np.ndarray:
+        """[n] float32: cosine of each digest with that of the chunk at place `index`."""
         ...
 
 
@@ -119,15 +130,29 @@ class ChunkIndex:
     def __getitem__(self, chunk: int) -> ChunkEntry:
         return self._chunks[chunk]
 
-    def cosines(self, vector: np.ndarray) -> np.ndarray:
-        return (self._directions @ direction(vector)).take(self._rows)
+    def at(self, place: int) -> ChunkEntry:
+        return self._chunks[int(self._numbers[place])]
 
-    def likeness(self, index: int) -> np.ndarray:
-        return self._cosines_of(int(self._rows[index])).take(self._rows)
+    def spanning(self, first: int, last: int) -> range:
+        places = range(len(self))
+        begin = bisect_left(places, first, key=lambda place: self.at(place).units[-1])
+        return range(begin, max(begin, self.until(last)))
+
+    def cosines(self, vector: np.ndarray, places: range | None = None) -> np.ndarray:
+        if places is None:
+            return (self._directions @ direction(vector)).take(self._rows)
+        return self._directions[self._rows[_slice(places)]] @ direction(vector)
+
+    def likeness(self, index: int, places: range | None = None) -> np.ndarray:
+        rows = self._rows if places is None else self._rows[_slice(places)]
+        row = int(self._rows[index])
+        if self._likeness is None and places is not None:
+            return self._directions[rows] @ self._directions[row]
+        return self._cosines_of(row).take(rows)
 
     def until(self, unit: int) -> int:
         """How many of the oldest chunks begin at this unit or before it."""
-        return bisect_right(range(len(self)), unit, key=lambda place: self._at(place).units[0])
+        return bisect_right(range(len(self)), unit, key=lambda place: self.at(place).units[0])
 
     def most_alike(self, count: int) -> ChunkEntry:
         """Of the `count` oldest chunks, at least one, the one that is most like another chunk in
@@ -144,7 +169,7 @@ class ChunkIndex:
             for row in self._nearest.most_alike(rows, self._rows, self._cosines_of)
             for place in np.flatnonzero(rows == row).tolist()
         ]
-        return self._at(min(sorted(places), key=self._gap))
+        return self.at(min(sorted(places), key=self._gap))
 
     def _gap(self, place: int) -> int:
         """Chunks between the neighbours of a chunk in memory; the first and the last have only one,
@@ -152,9 +177,6 @@ class ChunkIndex:
         if place in (0, len(self) - 1):
             return sys.maxsize
         return int(self._numbers[place + 1] - self._numbers[place - 1])
-
-    def _at(self, place: int) -> ChunkEntry:
-        return self._chunks[int(self._numbers[place])]
 
     def _place(self, chunk: int) -> int:
         return int(np.searchsorted(self._numbers, chunk))
@@ -198,14 +220,32 @@ class WithOpenChunk:
         yield from self._index
         yield self._entry
 
-    def cosines(self, vector: np.ndarray) -> np.ndarray:
-        own = np.float32(self._direction @ direction(vector))
-        return np.append(self._index.cosines(vector), own)
+    def at(self, place: int) -> ChunkEntry:
+        return self._entry if place == len(self._index) else self._index.at(place)
 
-    def likeness(self, index: int) -> np.ndarray:
+    def spanning(self, first: int, last: int) -> range:
+        units, places = self._entry.units, self._index.spanning(first, last)
+        if not units or units[0] > last or units[-1] < first:
+            return places
+        return range(places.start, len(self))
+
+    def cosines(self, vector: np.ndarray, places: range | None = None) -> np.ndarray:
+        own = np.float32(self._direction @ direction(vector))
+        if places is None:
+            return np.append(self._index.cosines(vector), own)
+        held = self._index.cosines(vector, self._held(places))
+        return np.append(held, own) if len(self._index) in places else held
+
+    def likeness(self, index: int, places: range | None = None) -> np.ndarray:
         if index == len(self._index):
-            return self._likeness.copy()
-        return np.append(self._index.likeness(index), self._likeness[index])
+            return self._likeness.copy() if places is None else self._likeness[_slice(places)]
+        if places is None:
+            return np.append(self._index.likeness(index), self._likeness[index])
+        held = self._index.likeness(index, self._held(places))
+        return np.append(held, self._likeness[index]) if len(self._index) in places else held
+
+    def _held(self, places: range) -> range:
+        return range(places.start, min(places.stop, len(self._index)))
 
 
 class ChunksWithin:
@@ -221,12 +261,14 @@ class ChunksWithin:
         self._index = index
         self._entries: list[ChunkEntry] = []
         places = []  # of these chunks in the index
-        for place, entry in enumerate(index):
+        self._span = index.spanning(min(pages), max(pages)) if pages else range(0)
+        for place in self._span:
+            entry = index.at(place)
             if units := [unit for unit in entry.units if unit in pages]:
                 count = sum(pages[unit] for unit in units)
                 self._entries.append(replace(entry, units=units, pages=count))
                 places.append(place)
-        self._places = np.array(places, int)
+        self._places = np.array(places, int) - self._span.start  # counted from the span's first
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -234,11 +276,26 @@ class ChunksWithin:
     def __iter__(self) -> Iterator[ChunkEntry]:
         return iter(self._entries)
 
-    def cosines(self, vector: np.ndarray) -> np.ndarray:
-        return self._index.cosines(vector)[self._places]
+    def at(self, place: int) -> ChunkEntry:
+        return self._entries[place]
 
-    def likeness(self, index: int) -> np.ndarray:
-        return self._index.likeness(int(self._places[index]))[self._places]
+    def cosines(self, vector: np.ndarray, places: range | None = None) -> np.ndarray:
+        found = self._index.cosines(vector, self._span)[self._places]
+        return found if places is None else found[_slice(places)]
+
+    def likeness(self, index: int, places: range | None = None) -> np.ndarray:
+        place = self._span.start + int(self._places[index])
+        found = self._index.likeness(place, self._span)[self._places]
+        return found if places is None else found[_slice(places)]
+
+    def spanning(self, first: int, last: int) -> range:
+        units = [entry.units for entry in self._entries]
+        begin = bisect_left(units, first, key=lambda each: each[-1])
+        return range(begin, max(begin, bisect_right(units, last, key=lambda each: each[0])))
+
+
+def _slice(places: range) -> slice:
+    return slice(places.start, places.stop)
 
 
 def direction(vector: np.ndarray) -> np.ndarray:

@@ -225,4 +225,4 @@ AnyRetrieval = Annotated[
 
 def _units(memory: IndexedChunks, indices: Collection[int]) -> list[int]:
     """Units of the chunks at these indices, ascending."""
-    return [unit for index, chunk in enumerate(memory) if index in indices for unit in chunk.units]
+    return [unit for index in sorted(indices) for unit in memory.at(index).units]

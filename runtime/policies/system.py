@@ -26,6 +26,7 @@ from vicort.runtime.policies.drop import AnyDrop
 from vicort.runtime.policies.ingest import AnyIngest
 from vicort.runtime.policies.long_term import AnyLongTerm
 from vicort.runtime.policies.overflow import AnyOverflow, Overflow
+from vicort.runtime.policies.plain_yaml import parse_yaml
 from vicort.runtime.policies.policy import MAX_COUNT
 from vicort.runtime.policies.retrieval import AllUnits, AnyRetrieval
 from vicort.runtime.policies.speech import AnySpeech, WhenAsked
@@ -39,7 +40,6 @@ MAX_HOURS = 1e6
 MAX_FPS = 1000
 POLICY = "policy"  # the key that names a section's policy
 CHANGED = " (changed)"  # behind the name of a system with other settings
-MAX_DIGITS = 1000  # of an integer: Python converts at most 4,300 digits to text
 
 
 class Section(BaseModel):
@@ -297,7 +297,7 @@ def _setting(text: str) -> tuple[list[str], Any]:
             f"--set {text}: give a key of a system's file and its value, such as --set "
             "drop.threshold=0.5"
         )
-    return keys, _parsed(value, f"--set {text}")
+    return keys, parse_yaml(value, f"--set {text}")
 
 
 def _change(content: dict[str, Any], keys: Sequence[str], value: Any, where: str) -> None:
@@ -354,50 +354,12 @@ def load_system(name: str | Path) -> System:
     return parse_system(text, str(path))
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without code and without aliases, which can make a small file very large."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(
-                f"aliases (*{shown(self.peek_event().anchor)}) are not allowed here: write the "
-                "value out"
-            )
-        return super().compose_node(parent, index)
-
-    def construct_scalar(self, node: Any) -> Any:
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
-            raise yaml.YAMLError(f"an integer of more than {MAX_DIGITS} digits")
-        return super().construct_scalar(node)
-
-
 def parse_system(text: str, where: str) -> System:
     """A system from YAML text. Raises ConfigError; `where` names the text in errors."""
-    content = _parsed(text, where)
+    content = parse_yaml(text, where)
     if not isinstance(content, dict):
         raise ConfigError(f"{where} holds {type(content).__name__}, not the keys {', '.join(KEYS)}")
     return _validated(content, where)
-
-
-def _parsed(text: str, where: str) -> Any:
-    """The content of YAML text. Raises ConfigError."""
-    try:
-        return yaml.load(text, _PlainLoader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-    ) as error:
-        why = (
-            " ".join(str(error).split())
-            if isinstance(error, yaml.YAMLError)
-            else "a value that YAML does not allow, or nested too deep"
-        )
-        raise ConfigError(f"{where} is not YAML: {why}") from error
 
 
 def _validated(content: dict[Any, Any], where: str) -> System:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from vicort.runtime.core import UNIT_FRAMES, Chunk
+from vicort.runtime.core import UNIT_FRAMES, Chunk, Page
 from vicort.runtime.devices.device import Array, Device, Stream, StreamEvent
 from vicort.runtime.frame_grid import Grid
 from vicort.runtime.language.language_run import LanguageOutput, LanguageRun
@@ -30,6 +30,11 @@ class DeferredUnit:
     chunk: int
     grid: Grid
     rows: Array  # [P, width]
+
+    @property
+    def page(self) -> Page:
+        """What is known of it, as of a unit in memory."""
+        return Page(-1, "vision", self.rows.shape[0], self.chunk, self.number, self.start, self.end)
 
 
 class Prefill:
@@ -145,26 +150,32 @@ class Prefill:
     def _fork(self, job: Job) -> None:
         """A chunk that is still being filled, for the questions that see it. It reads what it would
         read now if it were full, and changes nothing that the stream reads: a reader of long-term
-        memory does not choose again."""
+        memory does not choose again. Where nothing was kept since the fork before, that one stays,
+        without a run."""
         chunk, memory = job.chunk, self._memory
         self.forked_until = chunk.end
         if not self._ingest.prefills:
             self.forked_units = tuple(self._units_of(job))
             return
-        memory.begin_chunk(chunk)
         newest = chunk.frames[-UNIT_FRAMES].time
         if memory.system.text.joins:  # the question becomes part of the stream, and needs room
+            memory.begin_chunk(chunk)
             memory.timeline.begin(chunk.start)
             memory.keep_in_range(newest, self.stream)
         timeline = memory.timeline.fork(newest)
         positions = _positions(timeline, chunk)[job.indices]
-        table = memory.fork_table(chunk)
+        table, counts = memory.fork_table(chunk), _tokens_of_unit(job)
+        if memory.keep_fork(chunk, counts, positions, table, timeline.next_text):
+            return
+        memory.begin_chunk(chunk)
         out = self._language(None, [job.rows], positions, table, self.stream) if job.kept else None
+        written = (out.k, out.v) if out else None
         memory.write_fork(
             chunk,
-            _tokens_of_unit(job),
-            (out.k, out.v) if out else None,
+            counts,
+            written,
             positions,
+            table,
             job.mean.copy(),
             timeline.next_text,
             self.stream,

@@ -18,12 +18,16 @@ from support import bench_result
 from vicort.benchmarks.common.labels import line_points
 from vicort.benchmarks.common.page import THEMES, composed, dark, page, themed
 from vicort.benchmarks.cpu import picture
+from vicort.benchmarks.evaluation import reliability_picture
 from vicort.benchmarks.redraw import RESULTS
 from vicort.benchmarks.studies import camera_picture
 from vicort.benchmarks.systems import pictures
 
 TOUCH = 0.8  # pixels by which the boxes of two texts may overlap
-BENCH, CAMERA = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("bench", "camera"))
+BENCH, CAMERA, CALIBRATION = (
+    json.loads((RESULTS / f"{name}.json").read_text())
+    for name in ("bench", "camera", "calibration")
+)
 SMALL = bench_result.result()
 DRAWN = {
     "bench": (picture.draw, BENCH),
@@ -31,6 +35,7 @@ DRAWN = {
     "bench-migration": (pictures.draw_migration, BENCH),
     "bench-cap": (pictures.draw_cap, BENCH),
     "camera": (camera_picture.draw, CAMERA),
+    "calibration": (reliability_picture.draw, CALIBRATION),
     "small-systems": (pictures.draw_systems, SMALL),
     "small-cap": (pictures.draw_cap, SMALL),
     "small-migration": (pictures.draw_migration, SMALL),
@@ -63,7 +68,7 @@ def seen(name, suffix=""):
 
     draw, result = DRAWN[name]
     with pytest.MonkeyPatch.context() as patch, themed(suffix):
-        for module in (picture, pictures, camera_picture):
+        for module in (picture, pictures, camera_picture, reliability_picture):
             patch.setattr(module, "page", kept)
         draw(result, Path("picture.png"))
         patch.setattr(Text, "draw", recorded)

@@ -81,6 +81,10 @@ def test_wrong_calls_give_codes(tiny_engines):
     assert "gave its code" in run("wrong_calls.c", tiny_engines)
 
 
+def test_answers_are_limited_and_choices_have_probabilities(tiny_engines):
+    assert run("limited.c", tiny_engines) == ""
+
+
 def test_an_environment_without_vicort_is_told_from_the_right_one(tiny_engines, tmp_path):
     venv.create(tmp_path / "empty", with_pip=False)
     refused, other = run("homes.c", tiny_engines, tmp_path / "empty").splitlines()
@@ -100,7 +104,13 @@ def test_eight_threads_push_and_ask_and_are_closed_under(tiny_engines):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("wrong_calls.c", ()), ("threads.c", (60,)), ("leave.c", ()), ("forks.c", ())],
+    [
+        ("wrong_calls.c", ()),
+        ("threads.c", (60,)),
+        ("leave.c", ()),
+        ("forks.c", ()),
+        ("limited.c", ()),
+    ],
 )
 def test_the_sanitizers_find_nothing(name, arguments, tiny_engines):
     """Eight threads that push, ask and close, wrong calls, an exit with a session open, and
@@ -158,7 +168,7 @@ import ctypes
 lib = ctypes.CDLL({str(library() / "lib" / "libvicort.so")!r})
 lib.vicort_last_error.restype = ctypes.c_char_p
 params = ctypes.create_string_buffer(104)
-assert lib.vicort_params_init(params, ctypes.c_size_t(104), 3) == 0, lib.vicort_last_error()
+assert lib.vicort_params_init(params, ctypes.c_size_t(104), 4) == 0, lib.vicort_last_error()
 ctypes.c_char_p.from_buffer(params, 16).value = {str(tiny_engines).encode()!r}
 session = ctypes.c_void_p()
 assert lib.vicort_open(params, ctypes.byref(session)) == 0, lib.vicort_last_error()

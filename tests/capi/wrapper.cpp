@@ -97,6 +97,11 @@ int main(int, char **arguments) {
     CHECK(first.get() == nullptr && code_of([&] { push(first, 1); }) == VICORT_E_NULL);
     push(second, 400000);
     second.finish();
+    const vicort::Answer chosen = second.ask_constrained("was there a circle?", {{"yes", "no"}, {}, {}, {}});
+    CHECK(chosen.probabilities.size() == 2 && chosen.facts.complete == 1);
+    CHECK((chosen.text == "yes") == (chosen.probabilities[0] >= chosen.probabilities[1]));
+    CHECK(second.ask_constrained("what is there?", {{}, "red circle", {}, {}}).text == "red circle");
+    CHECK(code_of([&] { second.ask_constrained("what is there?", {{}, "(", {}, {}}); }) == VICORT_E_QUESTION);
     CHECK(second.stats().frames == 7);
     vicort_session *handle = second.get();
     {

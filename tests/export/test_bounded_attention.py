@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.row_trees import attention_in_one_place, path, random_tree, with_any_padding
 from support.sizes import examples
 
 from vicort.export.bounded_attention import bounded_attention, rotate
@@ -23,6 +24,7 @@ class Case:
     v: np.ndarray
     pos: np.ndarray
     segment: np.ndarray
+    until: np.ndarray
     pool: np.ndarray
     where: np.ndarray
     table: np.ndarray
@@ -38,11 +40,12 @@ class Case:
             torch.from_numpy(x) if x.dtype == np.int8 else torch.from_numpy(x).to(dtype)
             for x in (self.q, self.k, self.v, self.pool)
         )
-        pos, segment, where, table = (
-            torch.from_numpy(x) for x in (self.pos, self.segment, self.where, self.table)
+        pos, segment, until, where, table = (
+            torch.from_numpy(x)
+            for x in (self.pos, self.segment, self.until, self.where, self.table)
         )
         scales = None if self.scales is None else torch.from_numpy(self.scales)
-        tensors = (q, k, v, pos, segment, pool, where, table, scales)
+        tensors = (q, k, v, pos, segment, until, pool, where, table, scales)
         sections = list(self.sections)
         return (*tensors, self.layer, self.scale, sections, self.theta, self.interleaved)
 
@@ -93,6 +96,7 @@ def cases(draw) -> Case:
             v=normal(rows, heads, dim),
             pos=pos,
             segment=random.integers(0, segments, rows).astype(np.int32),
+            until=with_any_padding(random, random_tree(random, rows), pos),
             pool=pool,
             where=where,
             table=table,
@@ -165,7 +169,7 @@ def plain(case: Case) -> np.ndarray:
         seen += [
             (rotated(case, case.k[other, head], case.pos[other]), case.v[other, head])
             for other in range(row + 1)
-            if case.pos[other, 0] >= 0 and case.segment[other] == case.segment[row]
+            if case.pos[other, 0] >= 0 and row < case.until[other]
         ]
         query = rotated(case, case.q[row, query_head], case.pos[row])
         scores = np.array([query @ key for key, _ in seen]) * case.scale
@@ -200,6 +204,7 @@ def filled_case(rows: int, **changes) -> Case:
         "v": normal(rows, 2, 8),
         "pos": place,
         "segment": np.zeros(rows, np.int32),
+        "until": np.full(rows, rows, np.int32),
         "pool": normal(2, 1, 2, 2, 4, 8),
         "where": where,
         "table": np.array([[[[1, 0]]]], dtype=np.int32),
@@ -222,7 +227,7 @@ def test_a_run_may_be_cut_anywhere():
     for row in range(6):
         new = {
             name: np.ascontiguousarray(getattr(case, name)[row : row + 1])
-            for name in ("q", "k", "v", "pos", "segment")
+            for name in ("q", "k", "v", "pos", "segment", "until")
         }
         step = filled_case(
             6, **new, pool=pool, where=where, table=np.array([[[table]]], dtype=np.int32)
@@ -251,20 +256,45 @@ def test_bfloat16_keeps_scores_in_float32():
     np.testing.assert_allclose(case.run(torch.bfloat16), case.run(), atol=0.03)
 
 
-def test_segments_together_are_segments_apart():
-    """Two questions in one run read nothing of each other, also where their rows alternate."""
-    case = filled_case(6, table=np.array([[[[1, 0]]], [[[0, -1]]]], dtype=np.int32))
-    segment = np.array([0, 1, 1, 0, 1, 0], np.int32)
-    together = Case(**(vars(case) | {"segment": segment})).run()
-    for number in (0, 1):
-        mine = {
-            name: np.ascontiguousarray(getattr(case, name)[segment == number])
-            for name in ("q", "k", "v", "pos")
-        }
+def alone(case: Case, rows: list[int], table: np.ndarray) -> np.ndarray:
+    """Some rows of a case in a run of their own, one after another, over one table."""
+    mine = {name: getattr(case, name)[rows] for name in ("q", "k", "v", "pos")}
+    mine |= {"segment": np.zeros(len(rows), np.int32), "table": table}
+    mine["until"] = np.full(len(rows), len(rows), np.int32)
+    return Case(**(vars(case) | mine)).run()
+
+
+def test_blocks_together_are_blocks_apart():
+    """Two questions in one run, each with a table of its own, read nothing of each other."""
+    case = filled_case(
+        6,
+        table=np.array([[[[1, 0]]], [[[0, -1]]]], dtype=np.int32),
+        segment=np.array([0, 0, 1, 1, 1, 1], np.int32),
+        until=np.array([2, 2, 6, 6, 6, 6], np.int32),
+    )
+    together = case.run()
+    for number, rows in enumerate(([0, 1], [2, 3, 4, 5])):
         table = np.ascontiguousarray(case.table[number : number + 1])
-        mine |= {"segment": np.zeros(3, np.int32)}
-        alone = Case(**(vars(case) | mine | {"table": table})).run()
-        np.testing.assert_allclose(together[segment == number], alone, atol=1e-6)
+        np.testing.assert_allclose(together[rows], alone(case, rows, table), atol=1e-6)
+
+
+@settings(max_examples=examples(30))
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 12))
+def test_a_node_of_a_tree_among_the_others_is_its_path_alone(seed, rows):
+    until = random_tree(np.random.default_rng(seed), rows)
+    case = filled_case(rows, until=until)
+    together = case.run()
+    for row in range(rows):
+        mine = path(until, row)
+        np.testing.assert_allclose(together[mine], alone(case, mine, case.table), atol=1e-5)
+
+
+def test_a_row_of_a_tree_sees_what_the_rule_in_numpy_says():
+    until = np.array([9, 3, 3, 5, 5, 9, 7, 8, 9], np.int32)
+    same = {"pos": np.full((9, 3), 7, np.int32), "where": np.full((2, 1, 1, 4, 3), 7, np.int32)}
+    same["pos"][4], same["where"][1, 0, 0, 2] = -1, -1
+    case = filled_case(9, until=until, **same)
+    np.testing.assert_allclose(case.run(), attention_in_one_place(vars(case), 0, 0.3), atol=1e-6)
 
 
 @pytest.mark.parametrize("sections", [(24, 20, 20), (16, 24, 24), (11, 11, 10), (30, 1, 1)])

@@ -288,7 +288,7 @@ def test_all_graphs_of_a_model_say_what_pytorch_computes(kind, small, tmp_path):
     scheme = Scheme.of(manifest, "vision")
     assert scheme
     as_engine_multiplies(vision, replace(scheme, choices=choices))
-    hidden = {"hidden": random.standard_normal((1, manifest.model.width), np.float32)}
+    hidden = {"hidden": random.standard_normal((3, manifest.model.width), np.float32)}
     cases = {
         "llm": (language, language_inputs(manifest.model, float32, 9, 5, random)),
         "head": (OutputHead(language), hidden),

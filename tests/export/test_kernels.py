@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from support import processes
 from support.c_programs import compiler
 from support.interpreter import ARGUMENTS, Interpreter, stand_in
+from support.row_trees import attention_in_one_place, path, random_tree, with_any_padding
 from support.shared import once
 from support.sizes import examples, is_thorough, slow
 
@@ -62,7 +63,7 @@ TYPES = {
 # of outputs that are means of values around 1
 TOLERANCE = {"float32": 3e-5, "bfloat16": 0.03, "float16": 4e-3}
 POISON = (np.nan, np.inf)
-INPUTS = ("q", "k", "v", "pos", "segment", "pool", "where", "table")
+INPUTS = ("q", "k", "v", "pos", "segment", "until", "pool", "where", "table")
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,7 @@ def random_case(spec: KernelSpec, theta: float, random: np.random.Generator, **s
         "v": normal(rows, heads, dim),
         "pos": pos,
         "segment": np.sort(random.integers(0, segments, rows)).astype(np.int32),
+        "until": with_any_padding(random, random_tree(random, rows), pos),
         "pool": normal(slots, layers, heads, 2, cells, dim),
         "where": where,
         "table": table,
@@ -356,7 +358,7 @@ def test_a_value_that_counts_may_be_nan(interpreter, multiprocessors, rotated):
     there is."""
     case = full_case(make_spec(), rows=3, pages=9, multiprocessors=multiprocessors, rotated=rotated)
     case.arrays["v"][1, 0, 3] = np.nan
-    case.arrays["pos"][2] = -1
+    case.arrays["pos"][2], case.arrays["until"][:] = -1, 3
     case.arrays["pool"][case.arrays["table"][0, 0, 0, 0], 1, 1, 1, 0, 5] = np.nan
     out = case.run(interpreter)
     assert np.isnan(out[1, :2, 3]).all()
@@ -399,19 +401,64 @@ def test_cos_and_sin_are_accurate_far_out(interpreter, end):
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 40])  # one share, or several
-def test_each_segment_is_what_it_is_alone(interpreter, multiprocessors, rotated):
+def test_each_block_is_what_it_is_alone(interpreter, multiprocessors, rotated):
+    """Questions that run together, each with a table of its own."""
     pages = 6 if is_thorough() else 4
     case = full_case(make_spec(groups=4), rows=7, pages=pages, segments=3, rotated=rotated)
     case = replace(case, multiprocessors=multiprocessors)
     case.arrays["segment"][:] = 0, 0, 1, 1, 1, 2, 2
+    case.arrays["until"][:] = 2, 2, 5, 5, 5, 7, 7
     together = case.run(interpreter)
     for number in range(3):
-        mine = case.arrays["segment"] == number
-        alone = {name: case.arrays[name][mine] for name in ("q", "k", "v", "pos")}
-        alone["segment"] = np.zeros(mine.sum(), np.int32)
-        alone["table"] = case.arrays["table"][number : number + 1]
-        single = replace(case, arrays=case.arrays | alone)
-        np.testing.assert_allclose(together[mine], single.run(interpreter), atol=2e-6)
+        mine = np.flatnonzero(case.arrays["segment"] == number)
+        table = case.arrays["table"][number : number + 1]
+        changes = {"table": table, "segment": np.zeros(len(mine), np.int32)}
+        single = alone(case, mine, **changes).run(interpreter)
+        np.testing.assert_allclose(together[mine], single, atol=2e-6)
+
+
+def alone(case: Case, rows: Sequence[int], **changes: np.ndarray) -> Case:
+    """Some rows of a case in a run of their own, one after another."""
+    mine = {name: case.arrays[name][rows] for name in ("q", "k", "v", "pos", "segment")}
+    mine["until"] = np.full(len(rows), len(rows), np.int32)
+    return replace(case, arrays=case.arrays | mine | changes)
+
+
+@pytest.mark.slow
+@settings(quick, max_examples=examples(20))
+@given(case=cases())
+def test_a_node_of_a_tree_among_the_others_is_its_path_alone(interpreter, case):
+    """With a table for each of the path's rows, and padding inside blocks."""
+    row = len(case.arrays["pos"]) - 1
+    if case.arrays["pos"][row, 0] < 0:
+        case.arrays["until"][row] = row + 1
+        for name in ("pos", "q", "k", "v"):
+            case.arrays[name][row] = 1
+    mine = path(case.arrays["until"], row)
+    found, single = case.run(interpreter)[row], alone(case, mine).run(interpreter)[-1]
+    np.testing.assert_allclose(found, single, atol=TOLERANCE[case.spec.dtype], rtol=0)
+
+
+TREES = {
+    "a question and its choices, and another": [8, 8, 4, 4, 6, 6, 8, 8, 10, 10],
+    "nothing but siblings": [1, 2, 3, 4, 5],
+}
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])  # one share, or several
+@pytest.mark.parametrize("until", [*list(TREES.values())[:1], *slow(*list(TREES.values())[1:])])
+def test_a_row_of_a_tree_sees_what_the_rule_in_numpy_says(
+    interpreter, until, multiprocessors, rotated
+):
+    sizes = {"segments": 2, "multiprocessors": multiprocessors, "rotated": rotated}
+    case = full_case(make_spec(groups=4), rows=len(until), pages=5, **sizes)
+    assert (case.plan(stand_in(case.spec, TILES)).shares > 1) == (multiprocessors > 1)
+    case.arrays["until"][:] = until
+    for name in ("pos", "where"):
+        case.arrays[name][:] = 7
+    case.arrays["pos"][3], case.arrays["where"][1, 0, 0, 2] = -1, -1
+    wanted = attention_in_one_place(case.arrays, case.layer, case.scale)
+    np.testing.assert_allclose(case.run(interpreter), wanted, atol=TOLERANCE["float32"], rtol=0)
 
 
 @settings(quick, max_examples=examples(8))

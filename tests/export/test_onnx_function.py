@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx_ir import serde
+from support.row_trees import attention_in_one_place, path, random_tree, with_any_padding
 from support.sizes import examples
 
 from vicort.export import onnx_function
@@ -31,14 +32,10 @@ class AllLayers(torch.nn.Module):
         super().__init__()
         self.how = (SCALE, SECTIONS, THETA, interleaved)
 
-    def forward(self, q, k, v, pos, segment, pool, where, table, scales=None):
+    def forward(self, q, k, v, pos, segment, until, pool, where, table, scales=None):
         op = torch.ops.vicort.bounded_attention
-        return torch.stack(
-            [
-                op(q, k, v, pos, segment, pool, where, table, scales, layer, *self.how)
-                for layer in range(LAYERS)
-            ]
-        )
+        inputs = (q, k, v, pos, segment, until, pool, where, table, scales)
+        return torch.stack([op(*inputs, layer, *self.how) for layer in range(LAYERS)])
 
 
 def graph(quantised: bool) -> GraphSpec:
@@ -52,6 +49,7 @@ def graph(quantised: bool) -> GraphSpec:
         spec("v", kind, "C", HEADS, DIM),
         spec("pos", "int32", "C", 3),
         spec("segment", "int32", "C"),
+        spec("until", "int32", "C"),
         spec("pool", "int8" if quantised else kind, *cells, DIM),
         spec("where", "int32", "P", "where_layers", "where_heads", TOKENS, 3),
         spec("table", "int32", "S", "table_layers", "table_heads", "N"),
@@ -120,12 +118,13 @@ def sample(case, quantised=False) -> dict[str, np.ndarray]:
         np.int32
     )
     segment = random.integers(0, case.segments, case.rows).astype(np.int32)
+    until = with_any_padding(random, random_tree(random, case.rows), pos)
     if case.poison:
         for array in (q, k, v):
             array[padding] = np.nan
         everywhere = np.broadcast_to(empty, (case.pages, LAYERS, HEADS, TOKENS))
         next(iter(numbers.values())).swapaxes(3, 4)[everywhere] = np.nan
-    new = {"q": q, "k": k, "v": v, "pos": pos, "segment": segment}
+    new = {"q": q, "k": k, "v": v, "pos": pos, "segment": segment, "until": until}
     return new | {"pool": pool, "where": where, "table": table} | numbers
 
 
@@ -151,11 +150,15 @@ cases = st.builds(
 )
 
 
-@settings(
-    max_examples=examples(60),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+def with_engines(count: int):
+    return settings(
+        max_examples=examples(count),
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+
+
+@with_engines(60)
 @given(case=cases)
 def test_the_function_body_equals_the_torch_form_in_both_engines(engines, form, case):
     quantised, interleaved = FORMS[form]
@@ -164,6 +167,39 @@ def test_the_function_body_equals_the_torch_form_in_both_engines(engines, form, 
     assert np.isfinite(want).all()
     for name, run in engines.items():
         np.testing.assert_allclose(run(feed), want, rtol=0, atol=5e-6, err_msg=name)
+
+
+@with_engines(15)
+@given(case=cases)
+def test_a_row_of_a_tree_sees_what_the_rule_in_numpy_says(engines, form, case):
+    case.where = case.table = (1, 1)
+    feed = sample(case, FORMS[form][0])
+    for name in ("pos", "where"):
+        feed[name][feed[name][..., 0] >= 0] = 7
+    for name in ("q", "k", "v", "pool", "scales"):
+        if name in feed:
+            feed[name] = np.nan_to_num(feed[name])
+    for name, run in engines.items():
+        found = run(feed)
+        for layer in range(LAYERS):
+            wanted = attention_in_one_place(feed, layer, SCALE)
+            np.testing.assert_allclose(found[layer], wanted, rtol=0, atol=1e-5, err_msg=name)
+
+
+@with_engines(15)
+@given(case=cases)
+def test_a_node_of_a_tree_among_the_others_is_its_path_alone(engines, form, case):
+    """With a table for each of the path's rows, and padding inside blocks."""
+    feed = sample(case, FORMS[form][0])
+    for name, run in engines.items():
+        together = run(feed)
+        for row in range(case.rows)[-2:]:
+            mine = path(feed["until"], row)
+            alone = feed | {each: feed[each][mine] for each in ("q", "k", "v", "pos", "segment")}
+            alone["until"] = np.full(len(mine), len(mine), np.int32)
+            if feed["pos"][row, 0] >= 0:
+                found = run(alone)[:, -1]
+                np.testing.assert_allclose(together[:, row], found, rtol=0, atol=5e-6, err_msg=name)
 
 
 def test_work_that_all_layers_share_is_there_once(expanded):

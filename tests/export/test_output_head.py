@@ -121,7 +121,7 @@ def test_the_heads_weight_is_stored_once(kind, scheme, kept, files, checkpoints,
     assert sizes["embedding.bin"] == VOCABULARY * WIDTH * item
     if "head.bin" in sizes:
         assert sizes["head.bin"] < VOCABULARY * WIDTH * (1.5 if scheme else 4) + 1
-    hidden = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(
         tmp_path / "head.onnx", providers=["CPUExecutionProvider"]
     )

@@ -202,11 +202,12 @@ def alone(
         torch.full((1, 1, 1, 1), -1, dtype=torch.int32),
     )
     segment = torch.zeros(len(tokens), dtype=torch.int32)
+    until, ends = torch.full_like(segment, len(tokens)), torch.nonzero(pos[:, 0] >= 0)[-1].int()
     ids = torch.tensor(tokens)
     with torch.no_grad():
         text = language.embed_tokens(ids.clamp(min=0))
         features = torch.where((ids >= 0)[:, None], text, torch.nan)
-        found = language(features, pos.int(), segment, pool, where, table)
+        found = language(features, pos.int(), segment, until, ends, pool, where, table)
         return language, sizes, list(found)
 
 

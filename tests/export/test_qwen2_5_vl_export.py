@@ -63,19 +63,24 @@ def language_inputs(
     pos[rows - rows // 3 :] = -1
     features = torch.randn(rows, config.width, generator=random)
     where, table = ints(-1, 20, slots, layers, heads, 4, 3), ints(-1, slots, 2, layers, heads, read)
-    segment = ints(0, 2, rows)
-    return features, pos, segment, pool, where, table
+    segment, ends = ints(0, 2, rows), ints(0, rows, 1 + rows // 4)
+    until = torch.arange(1, rows + 1).int() + ints(0, rows, rows)
+    return features, pos, segment, until, ends, pool, where, table
 
 
 def test_language(tiny):
     config = read_configuration(tiny)
     language = load_language(tiny, config)
-    names = ("rows", "slots", "read", "where_layers", "where_heads", "table_layers", "table_heads")
-    rows, slots, read, *others = (Dim(name, min=1, max=512) for name in names)
+    names = ("where_layers", "where_heads", "table_layers", "table_heads")
+    rows, slots, read, ends, *others = (
+        Dim(name, min=1, max=512) for name in ("rows", "slots", "read", "ends", *names)
+    )
     shapes = (
         {0: rows},
         {0: rows},
         {0: rows},
+        {0: rows},
+        {0: ends},
         {0: slots},
         {0: slots, 1: others[0], 2: others[1]},
         {1: others[2], 2: others[3], 3: read},

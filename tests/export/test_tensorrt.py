@@ -63,6 +63,7 @@ from vicort.runtime.errors import ConfigError, EngineError
 from vicort.runtime.kernels import FILE_NAME as KERNELS_FILE
 from vicort.runtime.manifest import (
     FILE_NAME,
+    MAX_ENDS,
     Dimension,
     GraphSpec,
     Manifest,
@@ -318,6 +319,23 @@ def test_one_vision_plan_serves_frames_of_every_size(tmp_path, max_pixels, monke
     tokens = max_pixels // 28**2
     assert profile_shape(graph, frames, "min") == (2, 56, 42)
     assert profile_shape(graph, frames, "max") == (16, 56 * tokens, 42)
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_plans_give_the_hidden_states_of_as_many_rows_as_the_runtime_asks_for(plugin):
+    """And without the plugin rows have one table, but may be a tree."""
+    graphs = plan_graphs(plugin)
+    for graph, name in (("llm", "ends"), ("head", "hidden")):
+        spec = next(each for each in graphs[graph].inputs if each.name == name)
+        sizes = {
+            bound: profile_shape(graphs[graph], spec, bound)[0] for bound in ("min", "opt", "max")
+        }
+        assert sizes == {"min": 1, "opt": 1, "max": MAX_ENDS}
+        assert graphs[graph].outputs[0].shape[0] == "E"
+    shapes = {spec.name: spec.shape for spec in graphs["llm"].inputs}
+    assert shapes["table"][0] == ("S" if plugin else 1)
+    assert ("S" in graphs["llm"].dimensions) == plugin
+    assert shapes["segment"] == shapes["until"] == ("C",)
 
 
 def test_attention_over_int8_pages_builds_with_the_plugin(tmp_path):
@@ -670,7 +688,7 @@ def test_the_bf16_language_graph_is_near_the_fp32_model():
         inputs = language_inputs(
             model, np.dtype(ml_dtypes.bfloat16), 21, 9, np.random.default_rng(seed)
         )
-        bound = arrays_of(graph, inputs, C=21)
+        bound = arrays_of(graph, inputs, C=21, E=len(inputs["ends"]))
         engine.enqueue(bound, InlineStream("test"))
         tensors = [as_torch(inputs[spec.name]) for spec in graph.inputs]
         with torch.no_grad():
@@ -771,8 +789,8 @@ def test_the_set_holds_what_the_model_computes_for_machines_without_pytorch():
     names = [run.name.split()[0] for run in runs]
     assert names == ["vision", "tokens", "tokens", "head", "llm", "llm"]
     for run in runs[4:]:
-        rows = len(run.inputs["pos"])
-        bound = arrays_of(graph, run.inputs, C=rows)
+        sizes = {"C": len(run.inputs["pos"]), "E": len(run.inputs["ends"])}
+        bound = arrays_of(graph, run.inputs, **sizes)
         engine.enqueue(bound, InlineStream("test"))
         for name, wanted in run.wanted.items():
             found = bound[name].astype(np.float32)

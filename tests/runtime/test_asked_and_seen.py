@@ -95,9 +95,7 @@ def test_an_empty_answer_says_why(why, monkeypatch):
         sampling = SHORT
         if why == "ended-at-once":
             ends = session.model.eos_tokens[0]
-            monkeypatch.setattr(
-                "vicort.runtime.answer_run.TokenChoice.choose", lambda self, logits, said: ends
-            )
+            monkeypatch.setattr("vicort.runtime.answer_run.TokenChoice.choose", lambda *words: ends)
         elif why == "stop-text":
             word = session.ask(ASK, sampling=SHORT).text[:1]
             sampling = Sampling(max_tokens=12, stop=(word,))

@@ -22,7 +22,7 @@ def test_a_question_whose_time_has_passed_is_asked_now_and_keeps_its_own_time(at
     queue.advance(Fraction(2))
     question = Question("what is there now?", Fraction(at))
     asked = AskedQuestion(question, future, None, CallbackThreads(), KnownFailures())
-    queue.add(asked, future)
+    queue.add_all([(asked, future)])
     queue.advance(Fraction(moved))
     assert queue.take_ready() == [asked]
     assert (asked.question.at, asked.requested) == found

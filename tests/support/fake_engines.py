@@ -177,7 +177,7 @@ class FakeEngineSet:
             )
         }
 
-    def _read(self, features, pos, segment, pool, where, table, scales=None, **_):
+    def _read(self, features, pos, segment, until, ends, pool, where, table, scales=None, **_):
         m = self.model
         assert table.shape[0] == 1  # as the runtime has it so far
         assert not segment.any()
@@ -192,7 +192,9 @@ class FakeEngineSet:
             )
             x = (
                 x
-                + bounded_attention(q, k, v, pos, cells, where, table[0], layer).reshape(len(x), -1)
+                + bounded_attention(q, k, v, pos, until, cells, where, table[0], layer).reshape(
+                    len(x), -1
+                )
                 @ weights["o"]
             )
             keys.append(k)
@@ -203,20 +205,21 @@ class FakeEngineSet:
                     -m.observed_rows :
                 ]
             )
-        hidden = x[np.flatnonzero(real)[-1:]]
+        assert real[ends].all()
         outputs = {"k": keys, "v": values, "q": means, "queries": queries}
-        return {"hidden": hidden} | {name: np.array(layers) for name, layers in outputs.items()}
+        return {"hidden": x[ends]} | {name: np.array(layers) for name, layers in outputs.items()}
 
     def _choose(self, hidden, **_):
         return {"logits": np.asarray(hidden @ self.embedding.T)}
 
 
-def bounded_attention(q, k, v, pos, pool, where, table, layer):
+def bounded_attention(q, k, v, pos, until, pool, where, table, layer):
     """The language graph's attention, one query and one head at a time: each row sees the cells of
-    the table that hold a token, and the rows up to itself."""
+    the table that hold a token, and of the rows up to itself those whose `until` is after it."""
     out = np.zeros(q.shape)
     group = q.shape[1] // k.shape[1]
     rows = np.flatnonzero(pos[:, 0] >= 0)
+    hidden = until[rows] <= rows[:, None]  # [query row, row]
     for head in range(q.shape[1]):
         kv = head // group
         if head % group == 0:  # the first that reads this KV head
@@ -232,6 +235,8 @@ def bounded_attention(q, k, v, pos, pool, where, table, layer):
         queries = rotate(q[rows, head], pos[rows])
         for count, (row, query) in enumerate(zip(rows, queries, strict=True), len(cached_k) + 1):
             scores = keys[:count] @ query / q.shape[2] ** 0.5
+            number = count - len(cached_k)
+            scores[len(cached_k) :][hidden[number - 1, :number]] = -np.inf
             weights = np.exp(scores - scores.max())
             out[row, head] = weights @ values[:count] / weights.sum()
     return out

@@ -24,9 +24,9 @@ from vicort.runtime.devices.cuda.loaded_kernels import LoadedKernels
 from vicort.runtime.kernels import INDEX, SCHEMA_VERSION, Kernels, KernelSpec
 
 ARGUMENTS = {
-    "bounded_attention": ("pointer",) * 12 + ("i32",) * 8 + ("f32",),
+    "bounded_attention": ("pointer",) * 13 + ("i32",) * 8 + ("f32",),
     "rotate_tokens": ("pointer",) * 13 + ("i32",) * 11,
-    "rotated_attention": ("pointer",) * 8 + ("i32",) * 6 + ("f32",),
+    "rotated_attention": ("pointer",) * 9 + ("i32",) * 6 + ("f32",),
     "combine": ("pointer",) * 2 + ("i32",) * 2,
     "scatter_tokens": ("pointer",) * 6 + ("i32",),
     "set_places": ("pointer",) * 3,

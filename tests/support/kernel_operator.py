@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from row_trees import random_tree  # type: ignore[import-not-found]  # beside this file, a script
 
 from vicort.benchmarks.gpu.inductor import inductor_attention
 from vicort.export.bounded_attention import attend
@@ -23,7 +24,7 @@ DIM = 2 * sum(SECTIONS)
 
 
 def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
-    """q, k, v, pos, segment, pool, where, table; NaN wherever nothing may look."""
+    """q, k, v, pos, segment, until, pool, where, table; NaN wherever nothing may look."""
     random = np.random.default_rng(seed)
     slots = pages + 2
     q, k, v = (
@@ -40,8 +41,9 @@ def case(rows: int, pages: int, seed: int) -> list[torch.Tensor]:
         new[pos[:, 0] < 0] = np.nan
     table = random.permutation(slots)[:pages].astype(np.int32)
     table[-1:] = -1
-    segment, table = np.zeros(len(pos), np.int32), table[None, None, None]
-    return [torch.from_numpy(array) for array in (q, k, v, pos, segment, pool, where, table)]
+    segment, until = np.zeros(len(pos), np.int32), random_tree(random, rows)
+    arrays = (q, k, v, pos, segment, until, pool, where, table[None, None, None])
+    return [torch.from_numpy(array) for array in arrays]
 
 
 def difference(rows: int, pages: int, layer: int, tiles: inductor_attention.KernelTiles) -> float:

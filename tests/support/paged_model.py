@@ -51,8 +51,10 @@ class PagedModel:
         pos = torch.cat([pos, torch.full((padding, 3), -1)]).int()
         table = torch.tensor([[[[*self.used, -1]]]], dtype=torch.int32)
         segment = torch.zeros(len(pos), dtype=torch.int32)
+        until, ends = torch.full_like(segment, len(pos)), torch.tensor([rows - 1])
+        new = (features, pos, segment, until, ends.int())
         with torch.no_grad():
-            hidden, k, v, *_ = self.model(features, pos, segment, self.pool, self.where, table)
+            hidden, k, v, *_ = self.model(*new, self.pool, self.where, table)
             logits = OutputHead(self.model)(hidden)[0]
         for start in range(0, rows, self.page_tokens):
             self._place(k[:, start:rows], v[:, start:rows], pos[start:rows])

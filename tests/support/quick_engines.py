@@ -44,7 +44,7 @@ class QuickEngineSet(FakeEngineSet):
         )
         return {"features": np.einsum("uc,pcw->upw", colors, self._tile)}
 
-    def _read_quickly(self, features, pos, **_):
+    def _read_quickly(self, features, pos, ends, **_):
         m = self.model
         real = pos[:, 0] >= 0
         x = np.where(real[:, None], features, 0)
@@ -56,7 +56,7 @@ class QuickEngineSet(FakeEngineSet):
         seen = q[:, real][:, -m.observed_rows :]
         queries[:, m.observed_rows - seen.shape[1] :] = seen
         return {
-            "hidden": x[np.flatnonzero(real)[-1:]],
+            "hidden": x[ends],
             "k": k,
             "v": v,
             "q": q[:, real].mean(axis=1),

@@ -1,7 +1,7 @@
-"""GStreamer's RTSP server with a test pattern, for the system's own Python: prints its port, then
-serves until it is killed.
+"""GStreamer's RTSP server with a test pattern or a file, for the system's own Python: prints its
+port, then serves until it is killed.
 
-Arguments: port (0 = any), user, password.
+Arguments: port (0 = any), user, password, an MP4 file ("" = the pattern).
 """
 
 import sys
@@ -17,12 +17,15 @@ PIPELINE = (
     "! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph264pay name=pay0 "
     "config-interval=1 )"
 )
+FILE = '( filesrc location="{}" ! qtdemux ! h264parse ! rtph264pay name=pay0 config-interval=1 )'
 
 
-def main(port: str, user: str, password: str) -> None:
+def main(port: str, user: str, password: str, file: str) -> None:
     Gst.init(None)
     server = GstRtspServer.RTSPServer(service=port, address="127.0.0.1")
-    factory = GstRtspServer.RTSPMediaFactory(launch=PIPELINE, shared=True)
+    factory = GstRtspServer.RTSPMediaFactory(
+        launch=FILE.format(file) if file else PIPELINE, shared=True
+    )
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", user)
     rights = "media.factory.access=(boolean)true, media.factory.construct=(boolean)true"

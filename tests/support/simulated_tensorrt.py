@@ -65,12 +65,14 @@ def graph_specs(model) -> dict[str, GraphSpec]:
                 "features": ("float32", "C", m.width),
                 "pos": ("int32", "C", 3),
                 "segment": ("int32", "C"),
+                "until": ("int32", "C"),
+                "ends": ("int32", "E"),
                 "pool": ("float32", "P", m.layers, m.kv_heads, 2, m.page_tokens, m.head_dim),
                 "where": ("int32", "P", 1, 1, m.page_tokens, 3),
                 "table": ("int32", 1, 1, 1, "N"),
             },
             {
-                "hidden": ("float32", 1, m.width),
+                "hidden": ("float32", "E", m.width),
                 "k": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "v": ("float32", m.layers, "C", m.kv_heads, m.head_dim),
                 "q": ("float32", m.layers, m.query_heads, m.head_dim),
@@ -78,8 +80,8 @@ def graph_specs(model) -> dict[str, GraphSpec]:
             },
         ),
         "head": (
-            {"hidden": ("float32", 1, m.width)},
-            {"logits": ("float32", 1, m.vocabulary)},
+            {"hidden": ("float32", "E", m.width)},
+            {"logits": ("float32", "E", m.vocabulary)},
         ),
     }
     return {name: _graph(name, *sides) for name, sides in tensors.items()}

@@ -46,7 +46,22 @@ class Transcript:
         position = max((max(place) for _, place, _ in self.rows), default=-1) + 1
         self.rows.append((self.engines.embedding[token], (position,) * 3, "text"))
 
+    def say(self, tokens):
+        """Text that stays."""
+        for token in tokens:
+            self._say(token)
+
+    def chances(self):
+        """[V] probabilities of the next token."""
+        logits = self._logits()
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
     def _next(self):
+        return int(np.argmax(self._logits()))
+
+    def _logits(self):
+        """[V] after the newest row."""
         m = self.model
         x = np.array([row for row, _, _ in self.rows], np.float64)
         places = np.array([place for _, place, _ in self.rows])
@@ -66,4 +81,4 @@ class Transcript:
             weight = np.exp(scores - scores.max(-1, keepdims=True))
             mixed = np.einsum("hcj,jhd->chd", weight / weight.sum(-1, keepdims=True), v)
             x = x + mixed.reshape(len(x), -1) @ weights["o"]
-        return int(np.argmax(x[-1] @ self.engines.embedding.T))
+        return x[-1] @ self.engines.embedding.T

@@ -75,6 +75,7 @@ def attend_with_kernel(
     v: Tensor,
     pos: Tensor,
     segment: Tensor,
+    until: Tensor,
     pool: Tensor,
     where: Tensor,
     table: Tensor,
@@ -109,7 +110,7 @@ def attend_with_kernel(
     call = _Call(
         spec=spec,
         new=(q, k, v, pos),
-        segment=segment,
+        blocks=(segment, until),
         paged=(pool[:, layer], frequencies, where, table),  # no scales: the pool is not int8
         frequencies=frequencies,
         results=(out, partial),
@@ -132,7 +133,7 @@ class _Call:
 
     spec: KernelSpec
     new: tuple[Tensor, ...]  # q, k, v, pos
-    segment: Tensor
+    blocks: tuple[Tensor, Tensor]  # segment, until
     paged: tuple[Tensor, ...]  # pool of the layer, frequencies, where, table
     frequencies: Tensor
     results: tuple[Tensor, Tensor]  # out, partial
@@ -146,7 +147,7 @@ class _Call:
         spec, (rows, _) = self.spec, self.sizes
         programs = cdiv(rows * spec.groups, tile.vectors)
         wrap_triton(kernel)[(programs * wanted, spec.kv_heads, self.shares)](
-            *(*self.new, self.segment, *self.paged, *self.results, self.frequencies),
+            *(*self.new, *self.blocks, *self.paged, *self.results, self.frequencies),
             *(*self.sizes, 1, *self.strides, self.log_scale),
             **self._rotary(),
             D=spec.head_dim,
@@ -183,7 +184,7 @@ class _Call:
         )
         programs = layout["vectors"] // tile.vectors
         wrap_triton(rotated_kernel)[(programs * wanted, spec.kv_heads, self.shares)](
-            *(*scratch, self.new[3], self.segment, *self.results, rows, 1, *sizes, self.log_scale),
+            *(*scratch, self.new[3], *self.blocks, *self.results, rows, 1, *sizes, self.log_scale),
             D=spec.head_dim,
             GROUP=spec.groups,
             BLOCK_M=tile.vectors,
@@ -266,7 +267,7 @@ def with_kernel(program: ExportedProgram, tiles: KernelTiles) -> ExportedProgram
     for node in graph.find_nodes(
         op="call_function", target=torch.ops.vicort.bounded_attention.default
     ):
-        *tensors, _, layer, scale, sections, _ = node.args[:13]  # without the scales of int8
+        *tensors, _, layer, scale, sections, _ = node.args[:14]  # without the scales of int8
         with graph.inserting_before(node):
             arguments = (*tensors, frequencies, layer, scale, sections, tiles.numbers())
             replacement = graph.call_function(

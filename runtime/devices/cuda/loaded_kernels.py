@@ -34,7 +34,8 @@ NEEDED: tuple[tuple[KernelName, Form], ...] = (
 # the names of a kernel's arguments, in order
 PARAMETERS: dict[KernelName, tuple[str, ...]] = {
     "bounded_attention": (
-        *("q", "k", "v", "pos", "segment", "pool", "scales", "where", "table", "out", "partial"),
+        *("q", "k", "v", "pos", "segment", "until", "pool", "scales", "where", "table", "out"),
+        "partial",
         *("rotary", "rows", "pages", "segments", "slot_cells", "where_slot", "where_head"),
         *("table_segment", "table_head", "scale"),
     ),
@@ -45,7 +46,7 @@ PARAMETERS: dict[KernelName, tuple[str, ...]] = {
         *("segment_tokens", "cached", "new_tokens", "vectors"),
     ),
     "rotated_attention": (
-        *("queries", "keys", "values", "bias", "pos", "segment", "out", "partial"),
+        *("queries", "keys", "values", "bias", "pos", "segment", "until", "out", "partial"),
         *("rows", "segments", "segment_tokens", "cached", "new_tokens", "vectors", "scale"),
     ),
 }
@@ -118,6 +119,7 @@ class LoadedKernels:
         v: int,
         pos: int,
         segment: int,
+        until: int,
         pool: int,
         where: int,
         table: int,
@@ -149,7 +151,7 @@ class LoadedKernels:
         layers, cell = pool_shape[1], spec.page_tokens * 3
         vectors = layer * spec.kv_heads * 2 * spec.page_tokens  # before the layer's own
         pointers = {
-            **{"q": q, "k": k, "v": v, "pos": pos, "segment": segment},
+            **{"q": q, "k": k, "v": v, "pos": pos, "segment": segment, "until": until},
             "pool": pool + vectors * spec.head_dim * spec.pool_item_bytes,
             "scales": 0 if scales is None else scales + vectors * 4,
             "where": where + min(layer, where_shape[1] - 1) * where_shape[2] * cell * 4,

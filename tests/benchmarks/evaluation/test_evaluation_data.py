@@ -135,6 +135,22 @@ def test_ovo_bench_asks_all_twelve_tasks_at_their_exact_times(ovo):
     assert "How many times did they show a shape?" in by_task["REC"].text
 
 
+def test_ovo_bench_can_be_limited_to_the_tasks_that_wait(ovo):
+    folder, file, _ = ovo
+    whole = ovo_bench.load([file], [folder / "src_videos"])
+    dataset = ovo_bench.load([file], [folder / "src_videos"], ovo_bench.FORWARD)
+    assert [item for item in whole.items.values() if item.task in ("REC", "SSR", "CRR")] == [
+        *dataset.items.values()
+    ]
+    assert [group.title for group in dataset.groups] == ["Forward Active Responding"]
+    assert dataset.overall is None  # which is over three groups
+    assert dataset.settings["tasks"] == ["CRR", "REC", "SSR"]
+    assert "tasks" not in whole.settings
+    one = ovo_bench.load([file], [folder], ["SSR"])
+    assert {item.task for item in one.items.values()} == {"SSR"}
+    assert one.groups[0].tasks == {"SSR": "SSR"}
+
+
 OVO_PROMPTS = {  # as constant.py of the benchmark has them, a line a string
     "EPM": [
         "",

@@ -171,6 +171,7 @@ SMALL = (
     Case(1, 7),
     Case(5, 0, padding=True),
     Case(9, 3, "layer", padding=True),
+    Case(9, 2, tree=True, padding=True),
     Case(4, 5, "head", span=120_000),
 )
 
@@ -268,6 +269,7 @@ class PlainKernels:
             "pool": pool_shape,
             "pos": (rows, 3),
             "segment": (rows,),
+            "until": (rows,),
             "where": where_shape,
             "table": table_shape,
         }
@@ -277,7 +279,7 @@ class PlainKernels:
                 n: self._at(
                     pointers[n],
                     shape,
-                    np.int32 if n in ("pos", "segment", "where", "table") else None,
+                    np.int32 if n in ("pos", "segment", "until", "where", "table") else None,
                 )
                 for n, shape in shapes.items()
             }

@@ -308,11 +308,11 @@ def test_every_attention_becomes_the_kernel_and_all_read_one_buffer(program) -> 
     calls = found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.attend_with_kernel.default
     )
-    assert [call.args[9] for call in calls] == list(range(graph.attention_layers))
+    assert [call.args[10] for call in calls] == list(range(graph.attention_layers))
     assert not found.graph.find_nodes(
         op="call_function", target=torch.ops.vicort.bounded_attention.default
     )
-    (frequencies,) = {call.args[8] for call in calls}
+    (frequencies,) = {call.args[9] for call in calls}
     assert found.graph_signature.inputs_to_buffers[frequencies.name] == FREQUENCIES
     assert gpu_inductor.constants(module)[FREQUENCIES].shape == (
         module.layers[0].self_attn.config.head_dim // 2,
@@ -375,9 +375,10 @@ def traced_attention(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> tor
     real = lambda *shape: torch.zeros(shape, dtype=dtype)
     whole = lambda *shape: torch.zeros(shape, dtype=torch.int32)
     new, paged = [real(37, 16, 128), real(37, 2, 128), real(37, 2, 128)], real(50, 4, 2, 2, 16, 128)
-    tensors = (*new, whole(37, 3), whole(37), paged, whole(50, 1, 1, 16, 3), whole(1, 1, 1, 41))
+    rows_of = (whole(37, 3), whole(37), whole(37))  # pos, segment, until
+    tensors = (*new, *rows_of, paged, whole(50, 1, 1, 16, 3), whole(1, 1, 1, 41))
     rows, slots, entries = (torch.export.Dim(name, min=1, max=1 << 16) for name in "CPN")
-    sizes = (*({0: rows},) * 5, {0: slots}, {0: slots}, {3: entries}, None)
+    sizes = (*({0: rows},) * 6, {0: slots}, {0: slots}, {3: entries}, None)
     program = torch.export.export(
         OneAttention(), (*tensors, torch.zeros(64)), dynamic_shapes=(sizes,)
     )
@@ -419,7 +420,7 @@ def test_rotated_keys_take_memory_only_where_keys_are_rotated_first(
 ) -> None:
     traced = traced_attention(torch.bfloat16, monkeypatch)
     inputs = [node.meta["val"] for node in traced.find_nodes(op="placeholder")]
-    sizes = ((inputs[0].shape[0], rows), (inputs[7].shape[3], pages))
+    sizes = ((inputs[0].shape[0], rows), (inputs[8].shape[3], pages))
     values = {size.node.expr: value for size, value in sizes}
     arguments = launches_of(traced)[0].kwargs["kwargs"]
     scratch = [arguments[name].meta["val"] for name in SCRATCH]
@@ -717,9 +718,8 @@ def check_one_unit(ours: EngineSet, theirs: EngineSet) -> None:
     compiler."""
     model, random = ours.manifest.model, np.random.default_rng(1)
     frames = frame_inputs(model, 1, random)
-    features = {
-        name: array[:1] for name, array in feature_inputs(model, ours.dtype, random).items()
-    }
+    features = feature_inputs(model, ours.dtype, random)
+    features["features"] = features["features"][:1]
     for graph, inputs in (("vision", frames), ("tokens", features)):
         got, wanted = (run_engine(each, graph, inputs) for each in (ours, theirs))
         for name in wanted:

@@ -56,6 +56,7 @@ MODULES = {  # by the name of their package, where it is another
 }
 # Imported where it is used alone, and the check does without.
 OPTIONAL = {"matplotlib", "nncf", "nvidia", "openvino", "openvino_genai", "shtab", "torch_tensorrt"}
+OPTIONAL |= {"certifi", "httpx", "paho"}  # of the delivery of alerts
 # A backend of its own, or a benchmark of another machine.
 OTHER = {"engines/openvino.py"}
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from vicort.runtime.cli import run
 from vicort.runtime.cli.info import info, main
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.engines import engine_set
+from vicort.runtime.language.choice_calibration import FittedTemperature, engines_of
 from vicort.runtime.manifest import read_manifest
 from vicort.runtime.policies.system import known_systems
 from vicort.runtime.session import Session
@@ -68,6 +70,26 @@ def test_sizes_that_follow_the_source_are_told(tiny_engines, tmp_path, capsys):
     assert (found["frame"], found["max_pixels"], found["unit_tokens"]) == (None, 94864, 121)
     found = info(tiny_engines, [])
     assert (found.frame, found.frame_size, found.max_pixels) == ((112, 112), "112x112", 112**2)
+
+
+def test_the_temperature_of_choices_is_shown(tiny_engines, tmp_path, capsys):
+    folder = tmp_path / "set"
+    shutil.copytree(tiny_engines, folder)
+    stored = FittedTemperature(
+        engines=engines_of(folder), temperature=1.625, questions=812, ece_before=0.04, ece_after=0.0
+    )
+    stored.store(folder)
+    assert main([str(folder)]) == 0
+    assert (
+        "  choices     at temperature 1.62, fitted on 812 questions; calibration error of others "
+        "0.040, then 0.000\n"
+    ) in capsys.readouterr().out
+    assert main([str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["calibration"]
+    assert found == {"temperature": 1.625, "questions": 812, "ece_before": 0.04, "ece_after": 0.0}
+    (folder / "calibration.json").write_text("{")
+    assert main([str(folder)]) == 2
+    assert "calibration.json: it is damaged" in capsys.readouterr().err
 
 
 def test_a_machine_on_which_nothing_fits_is_said(tiny_engines, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.processes import python
+from support.sizes import slow
 
 DRIVER = """
 import sys
@@ -23,6 +24,11 @@ from vicort.runtime.cli import run
 run.Session, run.find_engine_dir = FakeSession, lambda model: Path("engines")
 run.EngineSet = FakeEngines
 sys.exit(run.main(sys.argv[1:]))
+"""
+ALERTS = """
+streams: {{front: {{}}}}
+evidence: {folder}/evidence
+alerts: [{{name: circle, question: "is it a circle?", notify: [{{jsonl: {folder}/a.jsonl}}]}}]
 """
 
 
@@ -88,6 +94,31 @@ def test_a_program_that_is_ended_does_not_wait_for_the_ends_of_libraries(
     out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (code, b"")
     assert json.loads(out.splitlines()[-1])["event"] == "summary"
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), *slow((signal.SIGINT, 130))])
+def test_a_run_that_is_ended_says_what_was_delivered(
+    tmp_path: Path, how: signal.Signals, code: int
+) -> None:
+    file = tmp_path / "alerts.yaml"
+    file.write_text(ALERTS.format(folder=tmp_path))
+    driver = "from vicort.runtime.cli import alert_run\n" + DRIVER.replace(
+        "sys.exit", "alert_run.AlertSession = FakeSession\nsys.exit"
+    )
+    process = python(
+        *("-c", driver.format(tests=str(Path(__file__).parents[2])), "--alerts", str(file)),
+        *("testsrc:seconds=600,size=32x32,fps=4", "--realtime", "--deliver"),
+        *("--format", "jsonl", "--stats"),
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(2)]  # it is under way
+    process.send_signal(how)
+    rest, err = process.communicate(timeout=20)
+    found = [json.loads(line) for line in [*lines, *rest.splitlines()]]
+    assert (process.returncode, err) == (code, b"")
+    assert [event["event"] for event in found[-2:]] == ["summary", "delivery"]
+    (target,) = found[-1]["state"]["targets"].values()
+    assert (target["delivered"], target["waiting"]) == (0, 0)
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:

@@ -129,6 +129,7 @@ def test_jsonl_is_the_contract() -> None:
             "memory_from": 0.0,
             "probability": 1.0,
             "first_probability": 1.0,
+            "complete": True,
         },
         {
             "event": "summary",
@@ -326,3 +327,14 @@ def test_text_says_where_nothing_of_a_range_is_remembered(limits, read, memory_f
         if limits
         else {}
     )
+
+
+def test_text_shows_how_probable_each_choice_is_and_that_an_answer_was_cut() -> None:
+    chosen = replace(answer("yes"), choices={"no": 0.071, "yes": 0.929}, outside=0.25)
+    assert ", yes 0.93, no 0.07, other texts 0.25, first token" in written("text", chosen)
+    many = {f"c{number}": 1 / 7 for number in range(7)}
+    assert ", 2 more, other texts 0.00" in written(
+        "text", replace(answer("c0"), choices=many, outside=0.0)
+    )
+    assert "cut" not in written("text", answer())
+    assert ", cut after 1 tokens, first token" in written("text", replace(answer(), complete=False))

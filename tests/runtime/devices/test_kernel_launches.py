@@ -97,6 +97,7 @@ def attend(loaded: LoadedKernels, **changes: Any) -> None:
         "v": 3,
         "pos": 4,
         "segment": 5,
+        "until": 6,
         "pool": 1 << 40,
         "where": 1 << 20,
         "table": 1 << 10,
@@ -286,20 +287,21 @@ def test_a_dimension_of_one_serves_all_layers_or_heads(
     loaded, recorder = load(make_kernels())
     attend(loaded, where_shape=where_shape, table_shape=table_shape)
     values = [value for _, value in recorder.launches[0]["args"]]
-    assert values[5] == (1 << 40) + 2 * 2 * 2 * 16 * 128 * 2
-    assert values[7:9] == [(1 << 20) + where_first, (1 << 10) + table_first]
-    rows, pages, segments, slot_cells, where_slot = values[12:17]
+    assert values[:6] == [1, 2, 3, 4, 5, 6]
+    assert values[6] == (1 << 40) + 2 * 2 * 2 * 16 * 128 * 2
+    assert values[8:10] == [(1 << 20) + where_first, (1 << 10) + table_first]
+    rows, pages, segments, slot_cells, where_slot = values[13:18]
     assert (rows, pages, segments, slot_cells) == (1, 7, table_shape[0], 4 * 2)
     assert where_slot == math.prod(where_shape[1:])
-    assert values[17:20] == [where_head, math.prod(table_shape[1:]), table_head]
-    assert values[20] == pytest.approx(0.125 / math.log(2))
+    assert values[18:21] == [where_head, math.prod(table_shape[1:]), table_head]
+    assert values[21] == pytest.approx(0.125 / math.log(2))
 
 
 def test_an_int8_pool_has_items_of_a_byte_and_scales_of_four():
     loaded, recorder = load(make_kernels(make_spec(kv="int8")))
     attend(loaded, scales=1 << 30)
     values = [value for _, value in recorder.launches[0]["args"]]
-    assert values[5:7] == [
+    assert values[6:8] == [
         (1 << 40) + 2 * 2 * 2 * 16 * 128,
         (1 << 30) + 2 * 2 * 2 * 16 * 4,
     ]
@@ -341,7 +343,7 @@ def test_frequencies_go_to_the_gpu_once_as_they_are():
     loaded, recorder = load(make_kernels())
     attend(loaded)
     assert recorder.constants == [np.array(loaded.spec.frequencies, np.float32).tobytes()]
-    assert recorder.launches[0]["args"][11] == ("pointer", 0xC0)
+    assert recorder.launches[0]["args"][12] == ("pointer", 0xC0)
 
 
 def test_tables_hold_cos_and_then_sin_of_each_position():

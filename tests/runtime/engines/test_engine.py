@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.engine_sets import BACKENDS, built_model, damaged_copy, engine_set
+from support.row_trees import path, random_tree, with_any_padding
 
 from vicort.export.checkpoint import TINY, resolve
 from vicort.export.engine_set_writer import seal
@@ -48,8 +49,9 @@ def bindings(engines: EngineSet, rows: int, pages: int, seed: int) -> dict[str, 
     """A run of the language graph on random input."""
     model = engines.manifest.model
     cache = (model.layers, rows, model.kv_heads, model.head_dim)
-    return language_inputs(model, engines.dtype, rows, pages, np.random.default_rng(seed)) | {
-        "hidden": np.zeros((1, model.width), engines.dtype),
+    inputs = language_inputs(model, engines.dtype, rows, pages, np.random.default_rng(seed))
+    return inputs | {
+        "hidden": np.zeros((len(inputs["ends"]), model.width), engines.dtype),
         "k": np.zeros(cache, engines.dtype),
         "v": np.zeros(cache, engines.dtype),
         "q": np.zeros((model.layers, model.query_heads, model.head_dim), np.float32),
@@ -68,7 +70,7 @@ def test_a_run_writes_into_the_callers_arrays(engines):
     addresses = {name: array.ctypes.data for name, array in bound.items()}
     before = {
         name: bound[name].copy()
-        for name in ("features", "pos", "segment", "pool", "where", "table")
+        for name in ("features", "pos", "segment", "until", "ends", "pool", "where", "table")
     }
     assert engines.llm.enqueue(bound, InlineStream("test")).done() is None
     assert all(bound[name].any() for name in OUTPUTS)
@@ -85,6 +87,31 @@ def test_both_backends_agree():
             outputs.append(bound)
     for name in ("hidden", "q", "queries"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_of_a_tree_among_the_others_is_its_path_alone(engines, seed):
+    """In the whole graph, with padding inside blocks; hidden states leave in any order, and twice
+    if they are asked for twice."""
+    bound, random = bindings(engines, 17, 4, seed), np.random.default_rng(seed)
+    until = random_tree(random, 17)
+    real = np.flatnonzero(bound["pos"][:, 0] >= 0)
+    ends = [real[-1], real[0], real[-1], *random.permutation(real)[:5]]
+    together = bound | {
+        "until": with_any_padding(random, until, bound["pos"]),
+        "ends": np.array(ends, np.int32),
+        "hidden": np.zeros((len(ends), bound["hidden"].shape[1]), engines.dtype),
+    }
+    engines.llm.enqueue(together, InlineStream("test")).done()
+    for hidden, row in zip(together["hidden"], ends, strict=True):
+        mine = path(until, row)
+        alone = bound | {name: bound[name][mine] for name in ("features", "pos", "segment")}
+        alone |= {name: bound[name][:, : len(mine)].copy() for name in ("k", "v")}
+        alone["until"] = np.full(len(mine), len(mine), np.int32)
+        alone["ends"] = np.array([len(mine) - 1], np.int32)
+        alone["hidden"] = np.zeros((1, len(hidden)), engines.dtype)
+        engines.llm.enqueue(alone, InlineStream("test")).done()
+        np.testing.assert_allclose(hidden, alone["hidden"][0], atol=2e-5)
 
 
 def test_two_streams_at_once_give_the_very_bits_of_one(engines):
@@ -145,7 +172,7 @@ def bindings_of_many_rows(bound: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     rows = 5000
     grown = {
         name: np.zeros((rows, *bound[name].shape[1:]), bound[name].dtype)
-        for name in ("features", "pos", "segment")
+        for name in ("features", "pos", "segment", "until")
     }
     return grown | {
         name: np.zeros((len(bound[name]), rows, *bound[name].shape[2:]), bound[name].dtype)

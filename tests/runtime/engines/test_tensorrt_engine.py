@@ -586,10 +586,10 @@ def test_no_plugin_is_made_outside_of_vicort(rtx):
 
 
 def tensors(rtx, kind, integer=None, layout=None):
-    """Nine descriptions as TensorRT hands them over: eight inputs, one output."""
+    """Ten descriptions as TensorRT hands them over: nine inputs, one output."""
     layout = layout or rtx.module.TensorFormat.LINEAR
     integer = integer or rtx.module.int32
-    types = [kind, kind, kind, integer, integer, kind, integer, integer, kind]
+    types = [kind] * 3 + [integer] * 3 + [kind] + [integer] * 2 + [kind]
     return [SimpleNamespace(desc=SimpleNamespace(type=each, format=layout)) for each in types]
 
 
@@ -602,19 +602,18 @@ def test_formats_are_linear_of_one_float_type_and_int32(rtx, kind, allowed):
     trt = rtx.module
     given_tensors = tensors(rtx, getattr(trt, kind))
     assert (
-        all(plugin.supports_format_combination(position, given_tensors, 8) for position in range(9))
-        == allowed
+        all(plugin.supports_format_combination(at, given_tensors, 9) for at in range(10)) == allowed
     )
     mixed = [
-        *given_tensors[:8],
+        *given_tensors[:9],
         SimpleNamespace(desc=SimpleNamespace(type=trt.int64, format=trt.TensorFormat.LINEAR)),
     ]
-    assert not plugin.supports_format_combination(8, mixed, 8)
+    assert not plugin.supports_format_combination(9, mixed, 9)
     assert not plugin.supports_format_combination(
-        3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 8
+        3, tensors(rtx, getattr(trt, kind), integer=trt.int64), 9
     )
     assert not plugin.supports_format_combination(
-        0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 8
+        0, tensors(rtx, getattr(trt, kind), layout=trt.TensorFormat.CHW32), 9
     )
 
 
@@ -625,17 +624,17 @@ def test_an_int8_pool_comes_with_scales_in_float32(rtx):
     describe = lambda kind: SimpleNamespace(
         desc=SimpleNamespace(type=kind, format=trt.TensorFormat.LINEAR)
     )
-    given[5] = describe(trt.int8)
-    right = [*given[:8], describe(trt.float32), given[8]]
-    takes = lambda given: [plugin.supports_format_combination(at, given, 9) for at in range(10)]
-    assert takes(right) == [True] * 10
-    assert not takes([*right[:8], describe(trt.float16), right[9]])[8]
-    assert not takes([*right[:5], describe(trt.bfloat16), *right[6:]])[5]
+    given[6] = describe(trt.int8)
+    right = [*given[:9], describe(trt.float32), given[9]]
+    takes = lambda given: [plugin.supports_format_combination(at, given, 10) for at in range(11)]
+    assert takes(right) == [True] * 11
+    assert not takes([*right[:9], describe(trt.float16), right[10]])[9]
+    assert not takes([*right[:6], describe(trt.bfloat16), *right[7:]])[6]
 
 
 def test_the_workspace_is_the_kernels_bound_at_the_profiles_largest_shapes(rtx):
     plugin, _, _ = create(rtx)
-    largest = [SimpleNamespace(max=(64, 4, 32)), *[None] * 6, SimpleNamespace(max=(2, 1, 1, 150))]
+    largest = [SimpleNamespace(max=(64, 4, 32)), *[None] * 7, SimpleNamespace(max=(2, 1, 1, 150))]
     assert plugin.get_workspace_size(largest, []) == 64_300
 
 
@@ -646,6 +645,7 @@ def descriptions(rows: int) -> list[SimpleNamespace]:
         (rows, 2, 32),
         (rows, 3),
         (rows,),
+        (rows,),
         (9, 4, 2, 2, 4, 32),
         (9, 1, 1, 4, 3),
         (1, 1, 1, 5),
@@ -655,7 +655,7 @@ def descriptions(rows: int) -> list[SimpleNamespace]:
 
 def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
     plugin, kernels, _ = create(rtx)
-    plugin.clone().enqueue(descriptions(6), [], [10, 11, 12, 13, 17, 14, 15, 16], [20], 30, 40)
+    plugin.clone().enqueue(descriptions(6), [], [10, 11, 12, 13, 17, 18, 14, 15, 16], [20], 30, 40)
     assert kernels.launches == [
         {
             "q": 10,
@@ -663,6 +663,7 @@ def test_enqueue_launches_the_kernels_on_the_stream_that_tensorrt_gives(rtx):
             "v": 12,
             "pos": 13,
             "segment": 17,
+            "until": 18,
             "pool": 14,
             "where": 15,
             "table": 16,

@@ -6,7 +6,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.fake_engines import FakeEngineSet
+from support.row_trees import path, random_tree
+from support.sizes import examples
 from support.streams import frames
 from support.systems import system
 
@@ -14,7 +18,7 @@ from vicort.runtime.core import Sampling
 from vicort.runtime.devices.host import HostDevice, InlineStream
 from vicort.runtime.engines.embedding import Embedding
 from vicort.runtime.language.language_run import FEATURE_ROW, LanguageRun
-from vicort.runtime.manifest import EmbeddingSpec
+from vicort.runtime.manifest import MAX_ENDS, EmbeddingSpec
 from vicort.runtime.session import Session
 
 STREAM = InlineStream("test")
@@ -43,10 +47,20 @@ class Watched:
 
     def __call__(self, tokens, features=()):
         count = sum(map(len, features)) if tokens is None else len(tokens)
-        positions = np.repeat(np.arange(count, dtype=np.int32)[:, None], 3, 1)
         ids = None if tokens is None else np.array(tokens, np.int32)
-        self.run(ids, features, positions, TABLE, STREAM)
+        self.run(ids, features, steps(range(count)), TABLE, STREAM)
         return self.entered[-1]
+
+    def read(self, tokens, positions, **options):
+        """The hidden states that leave, and the logits after them."""
+        ids = np.array(tokens, np.int32)
+        hidden = self.run(ids, (), steps(positions), TABLE, STREAM, **options).hidden.copy()
+        return hidden, self.run.logits(STREAM).copy()
+
+
+def steps(places):
+    """[C,3] int32"""
+    return np.repeat(np.array(places, np.int32)[:, None], 3, 1)
 
 
 def visual(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -117,6 +131,43 @@ def test_logits_are_those_of_the_newest_run_and_only_made_when_asked_for():
     assert head.runs == [{"hidden": (1, 16), "logits": (1, 101)}]
     hidden = watched.run._hidden
     np.testing.assert_allclose(out, hidden @ embedding.T, rtol=1e-6)
+
+
+def test_hidden_states_leave_in_the_order_that_is_asked_for():
+    watched, places = Watched(), range(5)
+    tokens = [4, 8, 15, 16, 23]
+    single = [watched.read(tokens, places, ends=[row]) for row in places]
+    for ends in ([4], [3, 0], [2, 2, 4], [4, 3, 2, 1, 0]):
+        hidden, logits = watched.read(tokens, places, ends=ends)
+        for place, row in enumerate(ends):
+            np.testing.assert_array_equal(hidden[place], single[row][0][0])
+            # a product of several rows adds up in another order
+            np.testing.assert_allclose(logits[place], single[row][1][0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(watched.read(tokens, places)[0], single[4][0])
+
+
+def test_sizes_of_ends_are_few_and_those_of_hidden_states_and_logits():
+    """CUDA graphs are of one size."""
+    watched, sizes = Watched(), set()
+    for count in range(1, MAX_ENDS + 1):
+        hidden, logits = watched.read([1, 2, 3], range(3), ends=[2] * count)
+        assert hidden.shape[0] == logits.shape[0] >= count
+        sizes.add(len(hidden))
+    assert sizes == {1, 2, 4, 8, 16, 32, 64}
+    assert watched.read([1], [0])[1].shape[0] == 1
+
+
+@settings(max_examples=examples(30))
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 12))
+def test_a_node_of_a_tree_among_the_others_is_its_path_alone(seed, rows):
+    random = np.random.default_rng(seed)
+    watched, until = Watched(), random_tree(random, rows)
+    tokens, row = random.integers(0, 101, rows), int(random.integers(rows))
+    places = [len(path(until, each)) for each in range(rows)]
+    mine = path(until, row)
+    together, _ = watched.read(tokens, places, until=until, ends=[row])
+    alone, _ = watched.read(tokens[mine], np.array(places)[mine])
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_the_output_head_runs_only_where_a_token_is_chosen():

@@ -116,6 +116,21 @@ def test_the_next_turn_is_what_the_template_adds(qwen):
     assert cached + prompt.question(second, [(first, answer)]) == expected
 
 
+def test_a_question_that_is_asked_again_is_rendered_once(monkeypatch):
+    prompt, rendered = Prompt(TINY, VIDEO), []
+    render = prompt._render
+    monkeypatch.setattr(prompt, "_render", lambda each: rendered.append(each) or render(each))
+    monkeypatch.setattr(prompt_module, "MAX_STANDING", 2)
+    first = prompt.question("circle")
+    prompt.question("circle").clear()  # a caller's own list
+    assert prompt.question("circle") == first
+    assert len(rendered) == 1
+    for text in ("square", "star", "circle"):  # more than are kept
+        prompt.question(text)
+    assert prompt.question("circle") == first
+    assert len(rendered) == 4
+
+
 def test_the_tiny_template_ends_with_the_question():
     prompt = Prompt(TINY, VIDEO)
     assert prompt.question("what color was the circle?")[-1:] == prompt.words("circle")

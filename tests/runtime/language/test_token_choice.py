@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from vicort.runtime.core import Sampling
 from vicort.runtime.errors import ConfigError
-from vicort.runtime.language.token_choice import TokenChoice, _best, log_probability
+from vicort.runtime.language.token_choice import TokenChoice, best_tokens, log_probability
 
 logits = arrays(np.float32, 12, elements=st.floats(-8, 8, width=32), unique=True)
 
@@ -111,7 +111,7 @@ def test_what_may_be_drawn_is_what_transformers_leaves(values, temperature, k, p
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=40), st.integers(1, 50))
 def test_the_best_are_those_of_a_whole_sort_but_for_equal_ones(values, count):
     logits = np.array(values)
-    best = _best(logits, count)
+    best = best_tokens(logits, count)
     assert len(set(best.tolist())) == min(count, len(values))
     assert logits[best].tolist() == sorted(values, reverse=True)[:count]
 

@@ -109,6 +109,7 @@ class Spied:
         self._choices = choices
         self.unit_pages = held.unit_pages
         self.cosines = held.cosines
+        self.at = held.at
 
     def __iter__(self):
         return iter(self._held)
@@ -153,9 +154,34 @@ def test_within_a_range_policies_choose_as_if_nothing_else_were_in_memory(
     np.testing.assert_allclose(within.cosines(question), alone.cosines(question), atol=1e-6)
     for place in range(len(alone)):
         np.testing.assert_allclose(within.likeness(place), alone.likeness(place), atol=1e-6)
+        assert within.at(place) == alone.at(place)
     # the rows of a matrix may be rounded in another way, so that what is equal may not be
     if len(set(np.round(alone.cosines(question), 5).tolist())) == len(alone):
         assert policy.choose(question, within) == policy.choose(question, alone)
+
+
+@given(vectors, memories(), st.booleans(), st.integers(0, 48), st.integers(0, 48))
+def test_some_chunks_alone_are_compared_as_all_are(question, memory, forked, first, last):
+    held, _ = memory
+    entry = ChunkEntry(99, [400], 2, 400)
+    index = WithOpenChunk(held, entry, question[::-1].copy()) if forked else held
+    entries = list(index)
+    places = index.spanning(first, last)
+    inside = [
+        place
+        for place, chunk in enumerate(entries)
+        if chunk.units[0] <= last and chunk.units[-1] >= first
+    ]
+    assert list(places) == inside
+    assert [index.at(place) for place in range(len(index))] == entries
+    some = slice(places.start, places.stop)
+    np.testing.assert_allclose(
+        index.cosines(question, places), index.cosines(question)[some], atol=1e-6
+    )
+    for place in range(len(index)):
+        np.testing.assert_allclose(
+            index.likeness(place, places), index.likeness(place)[some], atol=1e-6
+        )
 
 
 @given(vectors, memories())

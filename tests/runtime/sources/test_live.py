@@ -3,7 +3,6 @@ started again."""
 
 import itertools
 import json
-import shutil
 import signal
 import subprocess
 import threading
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import videos
+from support.rtsp_cameras import rtsp_server, skip_without_rtsp
 from support.servers import Camera, Playlist, running
 
 from vicort.runtime.core import Frame, SourceEvent
@@ -376,38 +376,10 @@ def test_a_playlist_leads_to_no_file_of_this_machine(tmp_path):
 
 # ---- RTSP ----
 
-RTSP_SERVER = Path(__file__).parents[2] / "support" / "rtsp_server.py"
-SYSTEM_PYTHON = shutil.which("python3", path="/usr/bin")
-
-
-def rtsp_server(port: int = 0) -> tuple[subprocess.Popen, int]:
-    server = subprocess.Popen(
-        [SYSTEM_PYTHON or "", str(RTSP_SERVER), str(port), "admin", "geheim"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None
-    return server, int(server.stdout.readline())
-
 
 @pytest.fixture(scope="module")
 def needs_rtsp() -> None:
-    code = (
-        "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst; "
-        "Gst.init(None)"
-    )
-    code += (
-        "\nassert all(Gst.ElementFactory.find(n) for n in ('x264enc', 'rtph264pay', "
-        "'videotestsrc'))"
-    )
-    if (
-        not SYSTEM_PYTHON
-        or subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False).returncode
-    ):
-        pytest.skip(
-            "no RTSP server: install python3-gi, gir1.2-gst-rtsp-server-1.0, "
-            "gstreamer1.0-plugins-{base,good,ugly}"
-        )
+    skip_without_rtsp()
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

@@ -12,7 +12,7 @@ from support.simulated_cuda import SimulatedEngineSet
 from support.streams import frames
 from support.systems import system
 
-from vicort.runtime.core import UNIT_FRAMES, Answer, ChunkEvent, Sampling
+from vicort.runtime.core import UNIT_FRAMES, Answer, ChunkEvent, Question, Sampling
 from vicort.runtime.engines.engine_set import EngineSet
 from vicort.runtime.errors import ConfigError, EngineError, SessionClosed
 from vicort.runtime.frame_grid import Grid
@@ -157,7 +157,7 @@ def watch(session, video):
     for number, frame in enumerate(video):
         session.push(frame)
         if number == len(video) // 2:
-            session.submit(session._question(ASK, None, None, SHORT)).result(timeout=60)
+            session.submit(Question(ASK, session.now, sampling=SHORT)).result(timeout=60)
     session.finish()
     return session.ask(ASK).text
 

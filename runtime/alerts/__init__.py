@@ -1,0 +1,1 @@
+"""Alerts: standing questions whose answers fire and clear, and what is sent then."""
