@@ -14,8 +14,8 @@ from vicort.runtime.alerts.alert_session import AlertSession
 from vicort.runtime.alerts.delivery import Delivery
 from vicort.runtime.alerts.evidence_folder import EvidenceFolder
 from vicort.runtime.alerts.last_states import LastStates
-from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.output import Output
+from vicort.runtime.cli.run_options import Options
 from vicort.runtime.cli.watch import RunContext, Watch
 from vicort.runtime.sources import Source
 

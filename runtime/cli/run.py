@@ -18,7 +18,7 @@ from pathlib import Path
 from vicort.runtime.assembly import check_system
 from vicort.runtime.child_command import run_child
 from vicort.runtime.cli.alert_run import AlertRun
-from vicort.runtime.cli.arguments import Options, parse_options
+from vicort.runtime.cli.arguments import parse_options
 from vicort.runtime.cli.info import EngineInfo, budget_text, info, lines
 from vicort.runtime.cli.loading_bar import loading_bar
 from vicort.runtime.cli.moments import check_moments
@@ -26,6 +26,7 @@ from vicort.runtime.cli.other_versions import outdated_text, refuse_other_schema
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.question_socket import QuestionSocket
+from vicort.runtime.cli.run_options import Options
 from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.cli.watch import NEVER_YES, POLL, RunContext, Watch
 from vicort.runtime.cli.writers import WRITERS

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.output import Output
+from vicort.runtime.cli.run_options import Options
 from vicort.runtime.cli.video_check import OPTION
 from vicort.runtime.rendering.lettering import typeface
 from vicort.runtime.rendering.notes import Notes

@@ -14,13 +14,13 @@ from typing import Any, TypeGuard
 
 from vicort.runtime.alerts.alert_session import AlertSession
 from vicort.runtime.change_asker import SHOWS_CHANGES, ChangeAsker
-from vicort.runtime.cli.arguments import Options
 from vicort.runtime.cli.doubts import Doubts
 from vicort.runtime.cli.lag import LagMeter
 from vicort.runtime.cli.moments import WrittenQuestion
 from vicort.runtime.cli.output import Output
 from vicort.runtime.cli.question_router import QuestionRouter, TypedQuestions
 from vicort.runtime.cli.recurring import RecurringAsker
+from vicort.runtime.cli.run_options import Options
 from vicort.runtime.cli.service_status import ServiceStatus
 from vicort.runtime.core import UNIT_FRAMES, Answer, Event, Question
 from vicort.runtime.devices.stage_clock import SpanSink

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from vicort.runtime.cli import run
-from vicort.runtime.cli.arguments import Options, parse_options
+from vicort.runtime.cli.arguments import parse_options
 from vicort.runtime.cli.presets import PRESETS
+from vicort.runtime.cli.run_options import Options
 from vicort.runtime.devices.machine_memory import MachineMemory
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.manifest import read_manifest
