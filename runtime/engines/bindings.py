@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from vicort.runtime.devices.device import Array
@@ -15,7 +14,11 @@ Bindings = Mapping[str, Array]  # by tensor name, inputs and outputs
 
 def numpy_dtype(name: str) -> np.dtype:
     """The NumPy type of a manifest's type name; "bfloat16" is of ml_dtypes."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # late: version 0.7 takes a second to import
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class BindingsCheck:

@@ -612,12 +612,14 @@ def test_the_hash_of_sources_is_of_code_alone(text, is_same, tmp_path):
     assert (hashes[0] == hashes[1]) == is_same
 
 
+@pytest.mark.slow
 def test_compiled_kernels_do_not_spill(built):
     rows = [measure(each) for each in built]
     assert {row["stack_bytes"] for row in rows} == {0}
     assert not [fault for row in rows for fault in faults(row)]
 
 
+@pytest.mark.slow
 def test_keys_that_are_rotated_before_take_fewer_instructions(built):
     found = {(each.index.kernel, each.index.form): loops(each.cubin) for each in built}
     at_once, rotated = found["bounded_attention", "wide"], found["rotated_attention", ""]

@@ -92,6 +92,7 @@ def test_a_pool_is_filled_once(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == first
 
 
+@pytest.mark.slow
 def test_its_command_says_what_it_takes() -> None:
     command = [sys.executable, "-m", "vicort.export.tiny.reels", "--help"]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

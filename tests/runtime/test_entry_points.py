@@ -237,6 +237,13 @@ def test_the_first_code_imports_nothing_that_takes_long():
     assert set(done.stdout.split()) - ours <= {"signal", "__future__", "enum", "types", "operator"}
 
 
+def test_a_run_imports_what_takes_long_only_where_it_is_needed():
+    slow = {"PIL", "ml_dtypes", "onnx", "torch", "transformers"}
+    code = f"import sys, vicort.runtime.cli.run; print({slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("command", "absent", "arguments"),
     [

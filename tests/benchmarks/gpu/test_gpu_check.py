@@ -156,6 +156,7 @@ def test_a_step_compiles_in_its_own_process(
     assert run_apart("compiles", tmp_path, 60, step("compiles"))["threads"] == 1
 
 
+@pytest.mark.slow
 def test_a_step_that_dies_or_hangs_stops_no_other(tmp_path: Path) -> None:
     assert "exit code -11" in run_apart("dies", tmp_path, 60, step("dies"))["reason"]
     assert "exit code 0" in run_apart("leaves", tmp_path, 60, step("leaves"))["reason"]

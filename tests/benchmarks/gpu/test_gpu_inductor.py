@@ -71,6 +71,7 @@ SIGNATURE = GraphSpec(
 # ---- engines
 
 
+@pytest.mark.slow
 def test_a_session_on_a_simulated_gpu_answers_as_on_the_cpu() -> None:
     ours = SimulatedInductorSet(0, 3, **TOY)
     found = gpu_engines.compare_pipelines(
@@ -396,6 +397,7 @@ def launches_of(traced: torch.fx.Graph) -> list[torch.fx.Node]:
 SCRATCH = ["bias", "keys", "queries", "values"]
 
 
+@pytest.mark.slow
 def test_the_compiler_sees_what_each_kernel_writes_whatever_the_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -176,6 +176,7 @@ def started(clone: Path, way: str, seconds: int, *steps: str) -> Offline:
     return Offline(clone, seconds, *steps, PYTHON=str(python_with_steps_of_a_test(clone, way)))
 
 
+@pytest.mark.slow
 def test_a_report_is_left_whatever_dies_and_a_later_call_adds_to_it(tmp_path: Path) -> None:
     """All at once, since most of each is waiting."""
     well = started(tmp_path / "well", "well", 60, "fine", "skips", "dies")
@@ -303,6 +304,7 @@ def pack(repository: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_what_is_packed_is_unpacked_once_all_parts_are_there(repository: Path, clone: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     done = pack(repository, "--python", version, "--part", "1", "base", "rtx")

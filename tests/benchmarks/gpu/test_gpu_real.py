@@ -285,6 +285,7 @@ def test_without_nvdec_its_step_is_skipped(built: Lab, monkeypatch: pytest.Monke
         gpu_real.encoded(built, "toy", SIDE, "gpu")
 
 
+@pytest.mark.slow
 def test_questions_idle_and_while_ingesting(built: Lab) -> None:
     found = gpu_real.questions(built, "toy", SIDE)
     loads = ["idle", "1x real time, 30 frames/s", first_token.FULL_RATE]
@@ -444,6 +445,7 @@ def test_letterboxing_on_a_device_gives_what_pil_gives() -> None:
 # ---- tables
 
 
+@pytest.mark.slow
 def test_tables_hold_what_passed_and_nothing_else(
     built: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

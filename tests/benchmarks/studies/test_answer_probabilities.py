@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 
+import pytest
+
 from vicort.benchmarks.studies import answer_probabilities
 from vicort.benchmarks.studies.answer_probabilities import (
     Rated,
@@ -48,6 +50,7 @@ def test_a_shape_has_come_once_it_is_there():
     assert not has_come(stream, "star", Fraction(60))
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_a_whole_result(tiny_engines, tmp_path, capsys):
     out = tmp_path / "result.json"
     options = ["--engine-dir", str(tiny_engines), "--streams", "1", "--out", str(out)]

@@ -242,8 +242,3 @@ def test_a_signal_while_it_is_written_leaves_nothing(tmp_path, how, code):
     child.send_signal(how)
     assert child.wait(timeout=20) == code
     assert os.listdir(tmp_path) == []
-
-
-def test_pillow_is_imported_only_for_a_video():
-    program = "import sys, vicort.runtime.cli.run; sys.exit('PIL' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
