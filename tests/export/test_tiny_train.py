@@ -192,6 +192,7 @@ def test_matrices_of_the_blocks_are_trained_by_muon_and_the_rest_by_adam(tmp_pat
 # ---- stopping and resuming
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

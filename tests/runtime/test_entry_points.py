@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import python
+from support.sizes import slow
 
 from vicort.runtime.packages import install_command, missing_package
 
@@ -83,7 +84,7 @@ def started(command: str, before: str = "", arguments: list[str] | None = None):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize("seconds", [0.02, 0.2, *slow(0.1)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_first_moments_is_silent_or_one_line(command, seconds, number, tmp_path):
     child = started(command, LASTING)

@@ -69,6 +69,7 @@ def test_one_command_draws_files_asks_and_states_intervals(
     assert again["accuracy"] == report["accuracy"]
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_files():
     names = [held_out.file_name(setting, HELD_OUT) for setting in SETTINGS]
     assert len(set(names)) == len(SETTINGS)

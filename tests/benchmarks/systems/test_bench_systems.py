@@ -213,6 +213,7 @@ def test_what_is_done_stays_until_all_is(tmp_path):
     assert systems.Done(tmp_path, "key").get("a system answers", lambda: {"a": 2}) == {"a": 2}
 
 
+@pytest.mark.slow
 def test_a_failing_system_costs_its_row(tiny_engines, tmp_path, monkeypatch):
     """Real engines, real streams: a system, its twin, and one that is not there."""
     monkeypatch.setattr(systems, "known_systems", lambda: ["vicostream", "no-such"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,13 @@ def referenced(tmp_path_factory) -> Path:
     write_reference(folder, manifest, resolve(built_model()))
     seal(folder, manifest)
     return folder
+
+
+@pytest.fixture(scope="module")
+def engines(referenced) -> Iterator[EngineSet]:
+    """The same, opened once, to read with."""
+    with EngineSet.open(referenced) as opened:
+        yield opened
 
 
 class Wrong:
@@ -140,12 +148,9 @@ def with_entry(**changes):
     ],
 )
 def test_a_reference_of_other_engines_or_of_nothing_is_refused_in_one_line(
-    referenced, tmp_path, edit
+    referenced, engines, tmp_path, edit
 ):
     path = tmp_path / REFERENCE_FILE
     edited(referenced / REFERENCE_FILE, path, **edit)
-    with (
-        EngineSet.open(referenced) as engines,
-        pytest.raises(EngineError, match=r"is damaged \(.*rebuild with"),
-    ):
+    with pytest.raises(EngineError, match=r"is damaged \(.*rebuild with"):
         list(read_runs(path, engines))
