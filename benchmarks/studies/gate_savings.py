@@ -207,7 +207,7 @@ def outcome(
         lost += sum(shut and each.truth for shut, each in zip(closed, alert, strict=True))
         delays += late([each.probability for each in alert], own)
     missed = sum(delay is None for delay in delays)
-    behind = [delay for delay in delays if delay]
+    followed_late = [delay for delay in delays if delay]
     return {
         "saved": round(saved / len(askings), 4),
         "saved with true answer yes": lost,
@@ -215,8 +215,8 @@ def outcome(
         "wrong answers": wrong_ones,
         "changes of the answer": len(delays),
         "missed": missed,
-        "late": len(behind),
-        "latest_s": max(behind, default=0),
+        "late": len(followed_late),
+        "latest_s": max(followed_late, default=0),
     }
 
 

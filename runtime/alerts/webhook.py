@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
 from vicort.runtime.alerts.addresses import PrivateAddress, look_up
@@ -182,18 +183,17 @@ class WebhookChannel:
             answer.close()
             return self._judge(answer.status_code, answer.headers)
 
-    def _judge(self, code: int, headers: object) -> None:
+    def _judge(self, code: int, headers: Mapping[str, str]) -> None:
         """Raises NotDelivered unless the receiver has taken the message."""
         if 200 <= code < 300:
             return
-        get = getattr(headers, "get")  # noqa: B009
         if 300 <= code < 400:
-            raise NotDelivered(_led(get("location", "")))
+            raise NotDelivered(_led(headers.get("location", "")))
         raise NotDelivered(
             f"it answered {code}",
             refused=code in REFUSED,
             final=code == GONE,
-            retry_after=retry_after(get("retry-after", ""), time.time()),
+            retry_after=retry_after(headers.get("retry-after", ""), time.time()),
         )
 
     def _reason(self, error: Exception, limit: CutOff) -> str:

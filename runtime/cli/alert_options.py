@@ -10,10 +10,10 @@ from vicort.runtime.alerts.alert_file import AlertFile
 from vicort.runtime.errors import ConfigError
 from vicort.runtime.redact import redact_url
 from vicort.runtime.sources.images import grouped, name_of
+from vicort.runtime.sources.opening import STDIN
 
 ALERTS = "--alerts"
 FORMATS = ("text", "jsonl")  # that show alerts
-STDIN = "-"
 
 
 def add_alert_options(group: argparse._ArgumentGroup) -> None:

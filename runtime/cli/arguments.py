@@ -29,7 +29,6 @@ from vicort.runtime.cli.engine_options import (
 from vicort.runtime.cli.live_options import add_live_options, read_limits, read_patience
 from vicort.runtime.cli.output_options import add_output_options, check_output
 from vicort.runtime.cli.question_options import (
-    STDIN,
     add_question_options,
     read_asked,
     read_at_changes,
@@ -43,7 +42,7 @@ from vicort.runtime.errors import ConfigError
 from vicort.runtime.log_options import add_log_options
 from vicort.runtime.shell_completion import add_completion_option
 from vicort.runtime.sources.images import grouped
-from vicort.runtime.sources.opening import FORMS
+from vicort.runtime.sources.opening import FORMS, STDIN
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:

@@ -25,8 +25,7 @@ from vicort.runtime.cli.recurring import (
 )
 from vicort.runtime.core import Question, Sampling
 from vicort.runtime.errors import ConfigError, QuestionError
-
-STDIN = "-"
+from vicort.runtime.sources.opening import STDIN
 
 
 def add_question_options(group: argparse._ArgumentGroup) -> None:
