@@ -238,11 +238,17 @@ def test_the_first_code_imports_nothing_that_takes_long():
     assert set(done.stdout.split()) - ours <= {"signal", "__future__", "enum", "types", "operator"}
 
 
-def test_a_run_imports_what_takes_long_only_where_it_is_needed():
-    slow = {"PIL", "ml_dtypes", "onnx", "torch", "transformers"}
-    code = f"import sys, vicort.runtime.cli.run; print({slow} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
+def test_a_run_imports_what_takes_long_only_where_it_is_needed(tiny_engines):
+    slow_modules = {"PIL", "ml_dtypes", "onnx", "torch", "transformers"}
+    code = (
+        "import sys; from vicort.runtime.cli.run import main; code = main(sys.argv[1:]); "
+        f"print('ended with', code, {slow_modules} & set(sys.modules))"
+    )
+    arguments = ["testsrc:seconds=1", "--ask", "what is there?", "--engine-dir", str(tiny_engines)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "ended with 0 set()"
 
 
 @pytest.mark.parametrize(
